@@ -1,0 +1,89 @@
+"""What Prefect, DVC, Ray and MLflow cost together: the current recipe through the flow, and bare in one process.
+
+    python benchmarks/orchestration.py [--repeats 1]
+
+Both sides run in fresh clones of HEAD with the current params.yaml, one after the other, the order alternating, nothing cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, facts, save
+
+BARE = """
+import importlib, shutil, sys
+from pathlib import Path
+sys.path.insert(0, ".")
+import torch
+from pipelines import config
+from pipelines.context import Context, Worker
+from pipelines.journal import Journal
+from pipelines.stages import stage_of
+
+class Here:
+    workers = 0
+    def __init__(self, journal): self.journal = journal
+    def train(self, function, job, scratch): function(job, Worker(0, 1, "cpu", self.journal))
+    def map(self, function, job, items): return function(job, items, Worker(0, 1, "cpu", self.journal))
+
+params = config.load()
+torch.set_num_threads(params.runtime.threads)
+policies = list(params.policies)
+names = ["prepare", "base", "sft", "preferences", "reward", *[f"policy@{p}" for p in policies], "evaluate_sft",
+         *[f"evaluate@{p}" for p in policies], "report"]
+for name in names:
+    scratch = Path(".runs") / name / "bare"
+    scratch.mkdir(parents=True)
+    journal = Journal(scratch / "timings.jsonl")
+    root = Path.cwd()
+    module = importlib.import_module(f"pipelines.stages.{stage_of(name).module}")
+    module.run(Context(name, params, root, root / scratch, journal, Here(journal)))
+    shutil.copytree(scratch / "outs", root, dirs_exist_ok=True, copy_function=shutil.move)
+"""
+
+
+def main() -> None:
+    """Measure both sides and record the ratio of the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=1)
+    repeats = parser.parse_args().repeats
+    prefloop = str(Path(sys.executable).with_name("prefloop"))
+    sides = {"bare": [sys.executable, "-c", BARE], "flow": [prefloop, "run"]}
+    seconds: dict[str, list[float]] = {"bare": [], "flow": []}
+    for repeat in range(repeats):
+        for side in sorted(sides, reverse=bool(repeat % 2)):
+            seconds[side].append(measure(sides[side]))
+            print(f"{side}: {seconds[side][-1]:.1f} s", flush=True)
+    ratio = statistics.median(seconds["flow"]) / statistics.median(seconds["bare"])
+    recipe = next((path.stem for path in (ROOT / "recipes").glob("*.yaml") if same(path)), "params.yaml")
+    save(f"orchestration_{recipe}", {**facts("python benchmarks/orchestration.py"), "recipe": recipe, "seconds": seconds, "ratio": ratio})
+
+
+def same(recipe: Path) -> bool:
+    """Whether the current params.yaml is this recipe."""
+    return recipe.read_bytes() == (ROOT / "params.yaml").read_bytes()
+
+
+def measure(command: list[str]) -> float:
+    """Seconds of ``command`` in a fresh clone."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        shutil.copy(ROOT / "params.yaml", clone / "params.yaml")
+        started = time.monotonic()
+        environment = {**os.environ, "PYTHONPATH": str(clone)}
+        subprocess.run(command, cwd=clone, env=environment, check=True, stdout=subprocess.DEVNULL)
+        return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Write the tables of docs/benchmarks.md (and the README's) from the raw JSON under benchmarks/results.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; a name without results says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+PLACE = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Renew every table in place."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def renewed(text: str) -> str:
+    """``text`` with every table made anew from its results."""
+    return PLACE.sub(lambda match: match[1] + table(match["name"]) + match[3], text)
+
+
+def table(name: str) -> str:
+    """The table called ``name``."""
+    return TABLES[name]()
+
+
+def seeds() -> str:
+    """One row a seed and policy, with the interval, the language checks, and the mean over seeds."""
+    result = _load("seeds")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = ["| seed | policy | gold SFT → policy | KL (nats) | win / lose / tie | win rate [95 %] | RM win rate | perplexity ratio "
+            "| distinct-2 ratio | pair accuracy | SFT EOS rate |", "|" + "---|" * 11]  # fmt: skip
+    rates: dict[str, list[float]] = {}
+    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+        report = run["report"]
+        for name, policy in sorted(report["policies"].items()):
+            rates.setdefault(name, []).append(policy["win_rate"])
+            low, high = policy["win_rate_ci"]
+            rows.append(
+                f"| {seed} | {name} | {report['sft']['gold_mean']:.3f} → {policy['gold_mean']:.3f} | {policy['kl']:.2f} "
+                f"| {policy['win']:.2f} / {policy['lose']:.2f} / {policy['tie']:.2f} | {policy['win_rate']:.3f} [{low:.3f}, {high:.3f}] "
+                f"| {policy['reward_win_rate']:.3f} | {policy['perplexity_ratio']:.2f} | {policy['distinct_2_ratio']:.2f} "
+                f"| {report['reward']['pair_accuracy']:.3f} | {report['sft']['eos_rate']:.2f} |"
+            )
+    means = "; ".join(f"{name} {statistics.mean(values):.3f} (lowest {min(values):.3f})" for name, values in sorted(rates.items()))
+    return "\n".join(rows) + f"\n\nMean win rate over {len(result['seeds'])} seeds: {means}. {_provenance(result)}\n"
+
+
+def default_run() -> str:
+    """The first seed's win table, for the README."""
+    result = _load("seeds")
+    if result is None:
+        return "Not measured yet.\n"
+    seed = min(result["seeds"], key=int)
+    report = result["seeds"][seed]["report"]
+    rows = ["| model | gold reward | KL to SFT (nats) | win / lose / tie against SFT | win rate [95 %] |", "|---|---|---|---|---|",
+            f"| sft | {report['sft']['gold_mean']:.3f} | 0 | | |"]  # fmt: skip
+    for name, policy in sorted(report["policies"].items()):
+        low, high = policy["win_rate_ci"]
+        rows.append(f"| {name} | {policy['gold_mean']:.3f} | {policy['kl']:.2f} "
+                    f"| {policy['win']:.2f} / {policy['lose']:.2f} / {policy['tie']:.2f} "
+                    f"| {policy['win_rate']:.3f} [{low:.3f}, {high:.3f}] |")  # fmt: skip
+    return "\n".join(rows) + f"\n\nSeed {seed}; the other seeds are in docs/benchmarks.md.\n"
+
+
+def budget() -> str:
+    """Seconds and memory of every stage, median over the seeds, shares of the whole."""
+    result = _load("seeds")
+    if result is None:
+        return "Not measured yet.\n"
+    runs = [run["stages"] for run in result["seeds"].values()]
+    names = [name for name in ORDER if any(name in run for run in runs)]
+    names += sorted({name for run in runs for name in run if name.startswith(("policy@", "evaluate@"))})
+    seconds = {name: statistics.median(run[name]["seconds"] for run in runs if name in run) for name in names}
+    total = sum(seconds.values())
+    rows = ["| stage | seconds (median) | share | peak memory (GB) | output (MB) |", "|---|---|---|---|---|"]
+    for name in names:
+        memory = max(run[name]["peak_rss_bytes"] for run in runs if name in run) / 1e9
+        size = statistics.median(run[name]["out_bytes"] for run in runs if name in run) / 1e6
+        rows.append(f"| {name} | {seconds[name]:.0f} | {seconds[name] / total:.0%} | {memory:.2f} | {size:.1f} |")
+    return "\n".join([*rows, f"| **all** | **{total:.0f}** | | | |"]) + f"\n\n{_provenance(result)}\n"
+
+
+def orchestration() -> str:
+    """The flow against the bare process, for each recipe measured."""
+    rows = ["| recipe | bare process (s) | flow (s) | ratio |", "|---|---|---|---|"]
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("orchestration_*.json"))]
+    if not results:
+        return "Not measured yet.\n"
+    for result in results:
+        bare, flow = (statistics.median(result["seconds"][side]) for side in ("bare", "flow"))
+        rows.append(f"| {result['recipe']} | {bare:.0f} | {flow:.0f} | {result['ratio']:.3f} |")
+    return "\n".join(rows) + f"\n\n{_provenance(results[-1])}\n"
+
+
+ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
+TABLES = {"seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration}
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _provenance(result: dict[str, Any]) -> str:
+    dirty = " with uncommitted changes" if result["uncommitted_changes"] else ""
+    return f"Made by `{result['command']}` at {result['commit'][:10]}{dirty} on {result['cores']} cores, {result['processor']}."
+
+
+if __name__ == "__main__":
+    main()
