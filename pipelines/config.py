@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -213,7 +213,7 @@ class Dpo(Policy):
     num_train_epochs: Count = 2
 
 
-AnyPolicy = Annotated[Union[Ppo, Dpo], Field(discriminator="method")]
+AnyPolicy = Annotated[Ppo | Dpo, Field(discriminator="method")]
 
 
 class Evaluate(Section):

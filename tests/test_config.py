@@ -1,0 +1,76 @@
+"""The configuration: every recipe parses, and what is wrong is named with its place and the nearest valid name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import config
+from pipelines.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+DEFAULT = (ROOT / "recipes" / "shakespeare.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe: Path) -> None:
+    assert config.load(recipe).policies
+
+
+def test_the_params_file_is_at_first_the_default_recipe() -> None:
+    committed = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert committed.stdout == subprocess.run(
+        ["git", "show", "HEAD:recipes/shakespeare.yaml"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("sft", {"lerning_rate": 0.1}, ["sft.lerning_rate: unknown key", "did you mean 'learning_rate'?"]),
+        ("sft", {"learning_rate": "fast"}, ["sft.learning_rate", "valid number", "got 'fast'"]),
+        ("sft", {"adapter": "lorra"}, ["sft.adapter", "did you mean 'lora'?"]),
+        ("sft", {"batch_size": 33, "micro_batch_size": 32}, ["sft: batch_size 33 must be a multiple of micro_batch_size 32"]),
+        ("policies", {"mine": {"method": "pppo"}}, ["policies.mine.method: unknown method 'pppo'", "did you mean 'ppo'?"]),
+        ("policies", {"mine": {"method": "dpo", "betta": 1.0}}, ["policies.mine.betta: unknown key", "did you mean 'beta'?"]),
+        ("policies", {"; touch x": {"method": "dpo"}}, ["policies.; touch x"]),
+        ("prepare", {"source": "jsonl"}, ["source: jsonl needs path:"]),
+        ("base", {"source": "hub", "id": "a/b"}, ["needs id: and revision:"]),
+        ("runtime", {"worker": 1}, ["runtime.worker: unknown key", "did you mean 'workers'?"]),
+        ("reports", {}, ["reports: unknown key; did you mean 'report'?"]),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, section: str, values: dict, expected: list[str]) -> None:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe")
+    params = yaml.load(DEFAULT)
+    params[section] = values
+    path = tmp_path / "params.yaml"
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+    with pytest.raises(ConfigurationError) as caught:
+        config.load(path)
+    for part in expected:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_not_yaml_and_missing_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(ConfigurationError, match="no such file"):
+        config.load(path)
+    path.write_text("seed: [1\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="not valid YAML"):
+        config.load(path)
+    path.write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="expected a mapping"):
+        config.load(path)
+
+
+def test_reading_the_configuration_imports_nothing_heavy() -> None:
+    code = "import sys, pipelines.config, pipelines.stages; print({'torch', 'transformers', 'mlflow', 'ray', 'dvc'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

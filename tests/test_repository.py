@@ -1,0 +1,52 @@
+"""What must hold for the files of the repository themselves."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_tables_are_what_the_raw_results_say() -> None:
+    """docs/ and README hold exactly what benchmarks/tables.py makes of benchmarks/results."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        text = page.read_text(encoding="utf-8")
+        assert tables.renewed(text) == text, f"{page.name}: run python benchmarks/tables.py"
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    home = re.compile(r"(?<![\w.$}])/(home|root|Users|work)/\w")
+    for name in TRACKED:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".sh", ".json", ""} and path.is_file():
+            assert not home.search(path.read_text(encoding="utf-8", errors="replace")), name
+
+
+def test_every_stage_of_the_graph_is_in_the_table_and_lists_its_code() -> None:
+    from ruamel.yaml import YAML
+
+    from pipelines.stages import STAGES
+
+    graph = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert list(graph) == list(STAGES)
+    for name, entry in graph.items():
+        body = entry.get("do", entry)
+        assert f"pipelines/stages/{STAGES[name].module}.py" in body["deps"]
+        assert {"constraints.txt", "pipelines/config.py", "pipelines/context.py"} <= set(body["deps"])
+        assert body["cmd"].startswith(f"python -m pipelines {name}")
+
+
+def test_no_training_stage_lists_gold() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- .*gold\.parquet$", text, re.MULTILINE)
+    assert [line.strip() for line in listed] == ["- artifacts/preferences/gold.parquet"], "only as an output of `preferences`"
+    for stage in re.split(r"\n(?=  \w+:\n)", text):
+        if "pipelines/training" in stage:
+            assert "- artifacts/preferences\n" not in stage
