@@ -1,0 +1,84 @@
+"""The tiny recipe, whole: through Prefect, DVC, Ray Train's local mode and MLflow."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.end_to_end.conftest import run_in
+
+STAGES = {
+    "prepare", "base", "sft", "preferences", "reward", "policy@ppo", "policy@dpo",
+    "evaluate_sft", "evaluate@ppo", "evaluate@dpo", "report",
+}  # fmt: skip
+
+
+def lock_of(clone: Path) -> dict:
+    return YAML(typ="safe").load((clone / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+
+
+def runs_of(clone: Path) -> list:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, max_results=1000))
+
+
+def test_the_flow_runs_every_stage_and_reports(tiny: Path) -> None:
+    assert set(lock_of(tiny)) == STAGES
+    metrics = json.loads((tiny / "artifacts/report/metrics.json").read_text())
+    assert set(metrics) >= {"sft", "reward", "policies"}
+    assert 0.0 <= metrics["reward"]["pair_accuracy"] <= 1.0
+    for policy in metrics["policies"].values():
+        keys = {"gold_mean", "reward_mean", "kl", "win", "lose", "tie", "win_rate", "win_rate_ci", "reward_win_rate"}
+        assert keys <= set(policy)
+        assert policy["win"] + policy["lose"] + policy["tie"] == pytest.approx(1.0)
+        assert policy["win_rate"] == pytest.approx(policy["win"] + policy["tie"] / 2)
+    page = (tiny / ".runs/report/index.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert (tiny / "artifacts/policies/ppo/model/model.safetensors").exists()
+
+
+def test_every_stage_that_ran_is_a_nested_run_with_its_outputs_hash(tiny: Path) -> None:
+    lock = lock_of(tiny)
+    runs = runs_of(tiny)
+    stages = {run.data.tags["prefloop.stage"]: run for run in runs if "prefloop.stage" in run.data.tags}
+    assert set(stages) == STAGES
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in stages.values()}
+    assert len(parents) == 1
+    assert None not in parents
+    for name, run in stages.items():
+        for out in lock[name]["outs"]:
+            assert out["md5"] in run.data.tags["prefloop.outs"], (name, out["path"])
+    assert "objective/kl" in stages["policy@ppo"].data.metrics
+
+
+def test_a_second_run_runs_nothing_and_is_quick(tiny: Path) -> None:
+    before = len(runs_of(tiny))
+    started = time.monotonic()
+    done = run_in(tiny, tiny.parent / "home", "-m", "flows", "run", hash_seed=2)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 15
+    assert len(runs_of(tiny)) == before
+
+
+def test_dvc_finds_everything_up_to_date(tiny: Path) -> None:
+    done = run_in(tiny, tiny.parent / "home", "-m", "dvc", "status", "--json")
+    assert json.loads(done.stdout) == {}
+
+
+@pytest.mark.slow
+def test_dvc_repro_alone_gives_the_same_bytes_in_another_clone(tiny: Path, fresh: Callable[[str], Path]) -> None:
+    """Another path, an empty cache and home, another PYTHONHASHSEED: an identical dvc.lock, and every stage really trained."""
+    other = fresh("somewhere/else")
+    done = run_in(other, other.parent / "home", "-m", "dvc", "repro", hash_seed=4711)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert done.stdout.count("Running stage") == len(STAGES)
+    assert (other / "dvc.lock").read_bytes() == (tiny / "dvc.lock").read_bytes()
+    stages = {run.data.tags.get("prefloop.stage"): run for run in runs_of(other)}
+    assert set(stages) == STAGES, "plain `dvc repro` is tracked too, without a parent run"
