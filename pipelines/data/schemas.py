@@ -1,0 +1,88 @@
+"""One pandera schema a table, shared by every stage that reads or writes it. Strict: no column more, none less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+
+SPLITS = ("train", "validation", "test")
+
+_filled = pa.Check(lambda texts: texts.str.strip().str.len() > 0, name="empty after strip")
+
+
+def _text(unique: bool = False, empty: bool = False) -> pa.Column:
+    return pa.Column(pd.StringDtype(na_value=float("nan")), [] if empty else [_filled], unique=unique)
+
+
+def _split() -> pa.Column:
+    return pa.Column(pd.StringDtype(na_value=float("nan")), pa.Check.isin(SPLITS))
+
+
+def _table(name: str, columns: dict[str, pa.Column], **options: Any) -> pa.DataFrameSchema:
+    return pa.DataFrameSchema(columns, name=name, strict=True, ordered=True, **options)
+
+
+CORPUS = _table("corpus", {"id": _text(unique=True), "group": _text(), "split": _split(), "text": _text()})
+"""Whole documents: what a base model learns from."""
+
+DEMONSTRATIONS = _table(
+    "demonstrations",
+    {
+        "id": _text(unique=True),
+        "prompt": _text(),
+        "completion": _text(),
+        "template": _text(),
+        "source": _text(),
+        "group": _text(),
+        "split": _split(),
+    },
+)
+"""What the SFT model should answer. A completion starts with the space or newline that parts it from its prompt."""
+
+PROMPTS = _table(
+    "prompts",
+    {
+        "id": _text(unique=True),
+        "prompt": _text(unique=True),
+        "reference": _text(),
+        "template": _text(),
+        "source": _text(),
+        "group": _text(),
+        "split": _split(),
+    },
+)
+"""What is asked in reinforcement learning and evaluation; ``reference`` is the true continuation."""
+
+PAIRS = _table(
+    "pairs",
+    {
+        "id": _text(unique=True),
+        "prompt_id": _text(),
+        "prompt": _text(),
+        "chosen": _text(empty=True),
+        "rejected": _text(empty=True),
+        "judge": _text(),
+        "group": _text(),
+        "margin": pa.Column(float, nullable=True),
+        "source": _text(),
+        "split": _split(),
+    },
+    checks=pa.Check(lambda rows: rows["chosen"] != rows["rejected"], name="chosen equals rejected"),
+)
+"""Preferences of a judge or of people. ``margin`` is the judge's score of chosen minus rejected; NaN where unknown.
+A sampled answer may be empty (the model ended at once)."""
+
+GOLD = _table(
+    "gold",
+    {
+        "prompt_id": _text(),
+        "prompt": _text(),
+        "answer_index": pa.Column(int, pa.Check.ge(0)),
+        "answer": _text(empty=True),
+        "gold": pa.Column(float),
+        "split": _split(),
+    },
+)
+"""The known true reward of sampled answers: read by evaluation, by no training stage."""

@@ -1,0 +1,1 @@
+"""Models as plain transformers folders: loading, heads, adapters, generation."""
