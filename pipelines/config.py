@@ -220,6 +220,7 @@ class Evaluate(Section):
     """Answers on held-out prompts, compared with the SFT model's answer by answer."""
 
     answers: Count = 3
+    precision: Literal["float32", "bf16"] = "bf16"
     tie_margin: Annotated[float, Field(ge=0.0)] = 0.05
     bootstrap: Count = 2000
     generation: Generation = Generation()

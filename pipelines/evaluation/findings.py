@@ -1,0 +1,116 @@
+"""Everything that the report shows, read from finished artifacts into one value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.data.schemas import GOLD, PAIRS
+from pipelines.data.tables import read_table
+from pipelines.evaluation.comparison import sampled
+from pipelines.evaluation.metrics import rank_correlation, words
+from pipelines.evaluation.samples import SAMPLES
+
+SFT = "sft"
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A finished run. ``samples`` and ``histories`` are in the order in which the page shows them, SFT first."""
+
+    seed: int
+    methods: Mapping[str, str]
+    metrics: dict[str, Any]
+    samples: dict[str, pd.DataFrame]
+    histories: dict[str, pd.DataFrame]
+    quality: dict[str, Any]
+    pairs: pd.DataFrame
+
+    @property
+    def policies(self) -> list[str]:
+        """The names of the policies."""
+        return list(self.methods)
+
+
+def gather(artifacts: Path, methods: Mapping[str, str], seed: int) -> Findings:
+    """Read what the page shows for the SFT model and the policies named in ``methods`` (name -> method)."""
+    names = [SFT, *methods]
+    pairs = read_table(artifacts / "preferences" / "pairs.parquet", PAIRS)
+    gold = read_table(artifacts / "preferences" / "gold.parquet", GOLD)
+    samples = {name: read_table(artifacts / "evaluations" / name / "samples.parquet", SAMPLES) for name in names}
+    reward = _json(artifacts / "reward" / "metrics.json") | labels(pairs, gold)
+    reward["gold_rank_correlation"] = _agreement(samples[SFT])
+    evaluations = {name: _json(artifacts / "evaluations" / name / "metrics.json") for name in names}
+    return Findings(
+        seed=seed,
+        methods=methods,
+        metrics={
+            "sft": evaluations[SFT],
+            "reward": reward,
+            "policies": {name: evaluations[name] | {"method": method} for name, method in methods.items()},
+        },
+        samples=samples,
+        histories={
+            SFT: read_table(artifacts / SFT / "history.parquet"),
+            "reward": read_table(artifacts / "reward" / "history.parquet"),
+            **{name: read_table(artifacts / "policies" / name / "history.parquet") for name in methods},
+        },
+        quality=_json(artifacts / "prepared" / "quality.json"),
+        pairs=pairs,
+    )
+
+
+def labels(pairs: pd.DataFrame, gold: pd.DataFrame) -> dict[str, Any]:
+    """How far the labels can be learnt, on held-out pairs (split test).
+
+    ``pair_accuracy_ceiling``: share of pairs with a known gold that are labelled in the gold order: what a perfect reward
+    model would reach. ``label_agreement``: the same over all pairs. ``longer_wins``: share in which the longer answer (in
+    words; equal lengths count half) was chosen: what a model that only counts words would reach. None without pairs.
+    """
+    test = pairs[pairs["split"] == "test"]
+    return {
+        "test_pairs": len(test),
+        "pair_accuracy_ceiling": _in_gold_order(test, gold),
+        "label_agreement": _in_gold_order(pairs, gold),
+        "longer_wins": _longer_chosen(test),
+    }
+
+
+def in_hash_order(prompt_ids: Iterable[str]) -> list[str]:
+    """Prompt ids in the order of their SHA-256: a fixed order that nobody has chosen."""
+    return sorted(set(prompt_ids), key=lambda id_: hashlib.sha256(id_.encode()).hexdigest())
+
+
+def _in_gold_order(pairs: pd.DataFrame, gold: pd.DataFrame) -> float | None:
+    known = {(row["prompt_id"], row["answer"]): row["gold"] for row in gold.to_dict("records")}
+    agreed = []
+    for pair in pairs.to_dict("records"):
+        better, worse = (known.get((pair["prompt_id"], pair[side])) for side in ("chosen", "rejected"))
+        if better is not None and worse is not None:
+            agreed.append(1.0 if better > worse else 0.5 if better == worse else 0.0)
+    return round(sum(agreed) / len(agreed), DIGITS) if agreed else None
+
+
+def _longer_chosen(pairs: pd.DataFrame) -> float | None:
+    both = zip(pairs["chosen"], pairs["rejected"], strict=True)
+    gaps = [len(words(chosen)) - len(words(rejected)) for chosen, rejected in both]
+    chosen = [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
+    return round(sum(chosen) / len(chosen), DIGITS) if chosen else None
+
+
+def _agreement(samples: pd.DataFrame) -> float | None:
+    """Spearman's correlation of reward model and judge on the SFT model's answers; None where one does not vary."""
+    drawn = sampled(samples)
+    value = round(rank_correlation(drawn["gold"].to_numpy(), drawn["reward"].to_numpy()), DIGITS)
+    return value if value == value else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))

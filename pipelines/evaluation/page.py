@@ -1,0 +1,203 @@
+"""The report page: one HTML file with everything inside (styles, script, plots, answers) that asks no network for anything."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.evaluation import summary
+from pipelines.evaluation.comparison import GREEDY
+from pipelines.evaluation.findings import SFT, Findings, in_hash_order
+from pipelines.evaluation.plots import colour_of
+from pipelines.evaluation.svg import SERIES, Plot, inline
+
+FOLDER = Path(__file__).parent
+Cell = dict[str, Any]
+
+FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("gold_mean", "Gold score, mean", "+.3f"),
+    ("gold_mean_greedy", "Gold score of the greedy answers", "+.3f"),
+    ("reward_mean", "Reward model's score, mean", "+.3f"),
+    ("win_rate", "Win rate against SFT, by the judge", "%"),
+    ("reward_win_rate", "Win rate against SFT, by the reward model", "%"),
+    ("kl", "KL to SFT (nats a sequence)", ".2f"),
+    ("kl_se", "its standard error", ".2f"),
+    ("kl_per_token", "KL to SFT (nats a token)", ".3f"),
+    ("length", "Length (tokens)", ".1f"),
+    ("eos_rate", "Answers that end by themselves", "%"),
+    ("entropy", "Entropy (nats a token)", ".2f"),
+    ("perplexity", "Perplexity under the base model", ".1f"),
+    ("perplexity_ratio", "against SFT's", ".2fx"),
+    ("distinct_1", "Distinct-1", ".3f"),
+    ("distinct_2", "Distinct-2", ".3f"),
+    ("distinct_2_ratio", "against SFT's", ".2fx"),
+    ("distinct_3", "Distinct-3", ".3f"),
+    ("repetition", "Repetition within an answer (3-grams)", ".3f"),
+)
+
+
+def render(found: Findings, plots: list[Plot], examples: int) -> str:
+    """The page as HTML. Texts of models and users are escaped: an answer can hold any characters."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for plot in plots:
+        shown = {"svg": Markup(inline(plot)), "caption": plot.caption, "name": plot.name}
+        sections.setdefault(plot.section, []).append(shown)
+    metrics = found.metrics
+    return environment.get_template("page.html.j2").render(
+        seed=found.seed,
+        judge=metrics["sft"]["judge"],
+        judge_is_gold=metrics["sft"]["judge_is_gold"],
+        baseline=metrics["sft"],
+        comparisons=metrics["sft"]["answers"],
+        verdict=summary.verdict(metrics).replace(" %", "\u00a0%"),
+        reward_line=summary.reward_line(metrics),
+        checks=summary.checks(metrics),
+        cards=[_card(found, name) for name in found.policies],
+        plots=sections,
+        reward=_reward_facts(metrics["reward"]),
+        quality=_facts(found.quality),
+        pairs=_pair_facts(found.pairs),
+        examples=_examples(found, examples),
+        figures=_figures(found),
+        models=[SFT, *found.policies],
+        colours={name: slot(found, name) for name in [SFT, *found.policies]},
+        data=Markup(_embedded(found)),
+    )
+
+
+def slot(found: Findings, name: str) -> str:
+    """The page's colour variable of a model."""
+    return "s-sft" if name == SFT else f"s-{SERIES.index(colour_of(found, name))}"
+
+
+def shown(value: float | None, form: str) -> str:
+    """A figure as text: ``%`` = a share, ``x`` at the end = a ratio; a dash where it is unknown or does not apply."""
+    if value is None or math.isnan(value):
+        return "–"
+    if form == "%":
+        return summary.percent(value)
+    return format(value, form.removesuffix("x")).replace("-", "−") + (" ×" if form.endswith("x") else "")
+
+
+def _card(found: Findings, name: str) -> Cell:
+    """One row of the win table."""
+    row = found.metrics["policies"][name]
+    sft = found.metrics["sft"]
+    low, high = row["win_rate_ci"]
+    return {
+        "name": name,
+        "method": row["method"],
+        "slot": slot(found, name),
+        "standing": summary.standing(row),
+        "win_rate": shown(row["win_rate"], "%"),
+        "interval": f"{100 * low:.1f} to {100 * high:.1f} %",
+        "rate": f"{100 * row['win_rate']:.2f}",
+        "low": f"{100 * low:.2f}",
+        "width": f"{100 * (high - low):.2f}",
+        "shares": [(key, f"{100 * row[key]:.2f}", f"{100 * row[key]:.0f}") for key in ("win", "tie", "lose")],
+        "gold": shown(row["gold_mean"], "+.3f"),
+        "gold_sft": shown(sft["gold_mean"], "+.3f"),
+        "proxy": shown(row["reward_win_rate"], "%"),
+        "kl": shown(row["kl"], ".2f"),
+        "kl_se": shown(row["kl_se"], ".2f"),
+        "perplexity": shown(row["perplexity_ratio"], ".2fx"),
+        "distinct": shown(row["distinct_2_ratio"], ".2fx"),
+        "length": shown(row["length"], ".1f"),
+        "eos": shown(row["eos_rate"], "%"),
+    }
+
+
+def _figures(found: Findings) -> list[tuple[str, list[str]]]:
+    """The whole table of figures: label, one cell a model."""
+    models = [found.metrics["sft"], *found.metrics["policies"].values()]
+    return [(label, [shown(model.get(key), form) for model in models]) for key, label, form in FIGURES]
+
+
+def _reward_facts(reward: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The reward model's figures: label, value, what it means."""
+    return [
+        ("Pair accuracy", shown(reward.get("pair_accuracy"), "%"), "held-out pairs in the labelled order"),
+        ("Ceiling", shown(reward.get("pair_accuracy_ceiling"), "%"), "the labels' own agreement with the judge on these pairs"),
+        ("Longer wins", shown(reward.get("longer_wins"), "%"), "what counting words alone would reach"),
+        ("Rank correlation", shown(reward.get("gold_rank_correlation"), ".2f"), "with the judge, on SFT's held-out answers"),
+    ]
+
+
+def _pair_facts(pairs: pd.DataFrame) -> list[tuple[str, str]]:
+    """The preference pairs in figures."""
+    counts = Counter(pairs["split"])
+    facts = [(f"pairs, {split}", f"{counts[split]:,}") for split in ("train", "validation", "test")]
+    facts += [("prompts with a pair", f"{pairs['prompt_id'].nunique():,}")]
+    facts += [(f"from {source}", f"{count:,}") for source, count in sorted(Counter(pairs["source"]).items())]
+    margins = pairs["margin"].dropna().to_numpy()
+    return [*facts, ("margin, median", shown(float(np.median(margins)), ".3f"))] if len(margins) else facts
+
+
+def _facts(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """quality.json as label and value; nested names are joined, lists are shown by their items."""
+    facts: list[tuple[str, str]] = []
+    for key, value in sorted(tree.items()):
+        label = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            facts += _facts(value, f"{label}, ")
+        elif isinstance(value, list):
+            facts.append((label, ", ".join(map(str, value)) or "none"))
+        elif isinstance(value, float):
+            facts.append((label, f"{value:,.3f}"))
+        else:
+            facts.append((label, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)))
+    return facts
+
+
+def _examples(found: Findings, count: int) -> list[Cell]:
+    """Answer A of every model to the first prompts in hash order: nobody has chosen them."""
+    first = in_hash_order(found.samples[SFT]["prompt_id"])[:count]
+    by_model = {
+        name: {row["prompt_id"]: row for row in table[table["answer"] == "A"].to_dict("records")}
+        for name, table in found.samples.items()
+    }
+    examples = []
+    for id_ in first:
+        answers = [_answer(found, name, rows[id_]) for name, rows in by_model.items()]
+        examples.append({"prompt": by_model[SFT][id_]["prompt"], "answers": answers})
+    return examples
+
+
+def _answer(found: Findings, name: str, row: dict[Any, Any]) -> Cell:
+    return {"model": name, "slot": slot(found, name), "text": row["text"].strip(), "ended": bool(row["ended"]),
+            "gold": shown(row["gold"], "+.2f"), "reward": shown(row["reward"], "+.2f")}  # fmt: skip
+
+
+def _embedded(found: Findings) -> str:
+    """All answers for the searchable table, as JSON that cannot close its script element.
+
+    A row: prompt index, model index, answer's name, text, gold, reward, log pi - log pi_sft (null for greedy answers).
+    """
+    prompts = in_hash_order(found.samples[SFT]["prompt_id"])
+    place = {id_: index for index, id_ in enumerate(prompts)}
+    texts = {row["prompt_id"]: row["prompt"] for row in found.samples[SFT].to_dict("records")}
+    rows: list[list[Any]] = []
+    for model, table in enumerate(found.samples.values()):
+        for row in table.to_dict("records"):
+            scores = [_rounded(value) for value in (row["gold"], row["reward"], row["logprob"] - row["logprob_sft"])]
+            rows.append([place[row["prompt_id"]], model, row["answer"], row["text"].strip(), *scores])
+    rows.sort(key=lambda row: (row[0], row[2] == GREEDY, row[2], row[1]))
+    data = {"prompts": [texts[id_] for id_ in prompts], "models": list(found.samples), "rows": rows,
+            "slots": [slot(found, name) for name in found.samples]}  # fmt: skip
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028")
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 3)

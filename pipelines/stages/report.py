@@ -1,0 +1,46 @@
+"""One page that shows the whole run: verdict, win table, curves, reward model, data, answers.
+
+Reads:   evaluations, policies, sft and reward (histories and figures), preferences, prepared/quality.json
+Writes:  report/{index.html, metrics.json}, report/plots/*.svg
+Params:  seed, report, policies (only the policies named there are shown)
+Metrics: policies (how many are shown), pair_accuracy, and each policy's win rate
+Paper:   Gao et al. 2022 (gold and proxy against KL), Rafailov et al. 2023, figure 2 (the reward-KL frontier)
+"""
+
+from __future__ import annotations
+
+from pipelines.context import Context
+from pipelines.data.tables import whole_file, write_json
+from pipelines.evaluation import findings, page, plots
+
+
+def run(ctx: Context) -> dict[str, float]:
+    """Beats: gather, draw, write."""
+    # 1. everything that earlier stages have found
+    methods: dict[str, str] = {name: policy.method for name, policy in sorted(ctx.params.policies.items())}
+    found = findings.gather(ctx.artifacts, methods, ctx.params.seed)
+    ctx.journal.log(1, 3, note="gathered")
+
+    # 2. plots, as files on white
+    drawn = plots.draw(found)
+    for plot in drawn:
+        with whole_file(ctx.out(f"report/plots/{plot.name}.svg")) as partial:
+            partial.write_text(plot.svg, encoding="utf-8")
+    ctx.journal.log(2, 3, note="drawn")
+
+    # 3. the figures, and the page
+    write_json(ctx.out("report/metrics.json"), found.metrics)
+    with whole_file(ctx.out("report/index.html")) as partial:
+        partial.write_text(page.render(found, drawn, ctx.params.report.examples), encoding="utf-8")
+    ctx.journal.log(3, 3, note="written")
+    return _watched(found)
+
+
+def _watched(found: findings.Findings) -> dict[str, float]:
+    """The numbers to watch, for the tracker."""
+    accuracy = found.metrics["reward"].get("pair_accuracy")
+    watched = {"policies": float(len(found.policies))}
+    watched |= {"pair_accuracy": float(accuracy)} if accuracy is not None else {}
+    for name, row in found.metrics["policies"].items():
+        watched |= {f"{name}/win_rate": row["win_rate"], f"{name}/gold_mean": row["gold_mean"], f"{name}/kl": row["kl"]}
+    return watched
