@@ -1,0 +1,116 @@
+"""Sampling and log-probabilities on a tiny Llama with random weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import product
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipelines.config import Generation
+from pipelines.errors import DataError
+from pipelines.models.generation import response_logprobs, sample
+from pipelines.models.policy import pack, response_states, token_logprobs
+
+EOS, PAD = 2, 0
+PROMPTS = [[1, 2, 3], [4, 5], [6] * 7, [3] * 5]
+SEEDS = [11, 12, 13, 14]
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=12, num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.3, **shape)
+    return LlamaForCausalLM(config).eval()
+
+
+def generation(**changes: float) -> Generation:
+    return Generation(**{"max_new_tokens": 10, "temperature": 0.8, "batch_size": 4, **changes})
+
+
+def test_answers_do_not_depend_on_batching_or_order(model: LlamaForCausalLM) -> None:
+    together = sample(model, EOS, PAD, PROMPTS, generation(), SEEDS, "float32")
+    alone = sample(model, EOS, PAD, PROMPTS, generation(batch_size=1), SEEDS, "float32")
+    turned = sample(model, EOS, PAD, PROMPTS[::-1], generation(batch_size=3), SEEDS[::-1], "float32")
+    assert together.tokens == alone.tokens == turned.tokens[::-1]
+    assert len({len(answer) for answer in together.tokens}) > 1, "rows should leave the batch at different steps"
+
+
+def test_answers_end_with_eos_or_at_the_limit(model: LlamaForCausalLM) -> None:
+    answers = sample(model, EOS, PAD, PROMPTS * 8, generation(), list(range(32)), "float32")
+    for tokens, ended in zip(answers.tokens, answers.ended, strict=True):
+        assert EOS not in tokens[:-1]
+        assert ended == (tokens[-1] == EOS)
+        assert ended or len(tokens) == 10
+
+
+def test_pad_equal_to_eos_changes_nothing(model: LlamaForCausalLM) -> None:
+    """Masks count tokens and never compare ids with pad, so pad == eos samples the same answers."""
+    prompts = [[EOS, 1, 2], [1], [EOS]]
+    apart = sample(model, EOS, PAD, prompts, generation(), SEEDS[:3], "float32")
+    same = sample(model, EOS, EOS, prompts, generation(), SEEDS[:3], "float32")
+    assert apart == same
+
+
+def test_logprobs_of_sampling_and_of_one_pass_agree(model: LlamaForCausalLM) -> None:
+    answers = sample(model, EOS, PAD, PROMPTS, generation(), SEEDS, "float32")
+    logprobs, _ = response_logprobs(model, PROMPTS, answers.tokens, 0.8, "float32", batch_size=3)
+    for sampled, recomputed in zip(answers.logprobs, logprobs, strict=True):
+        torch.testing.assert_close(torch.tensor(sampled), recomputed, atol=2e-6, rtol=0)
+
+
+def test_logprobs_and_entropy_against_the_whole_model(model: LlamaForCausalLM) -> None:
+    """Oracle: the model's own logits of one unpadded row, log_softmax and the entropy's definition in float64."""
+    prompt, answer = [4, 5, 1], [7, 3, EOS]
+    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, 2:5].double() / 0.8
+    expected = torch.log_softmax(logits, -1)
+    logprobs, entropies = response_logprobs(model, [[9], prompt], [[8], answer], 0.8, "float32", batch_size=2)
+    torch.testing.assert_close(logprobs[1].double(), expected[range(3), answer], atol=2e-6, rtol=0)
+    torch.testing.assert_close(entropies[1].double(), -(expected.exp() * expected).sum(-1), atol=2e-6, rtol=0)
+
+
+def test_sampled_frequencies_follow_the_distribution(model: LlamaForCausalLM) -> None:
+    """First tokens of 4,000 answers: each frequency within 4 standard errors of its probability."""
+    count = 4000
+    one = generation(max_new_tokens=1, batch_size=count)
+    answers = sample(model, EOS, PAD, [[5, 6]] * count, one, list(range(count)), "float32")
+    packed = pack([[5, 6]] * 12, [[token] for token in range(12)])
+    with torch.no_grad():
+        logprobs, _ = token_logprobs(model, response_states(model, packed), packed.targets, 0.8)
+    seen = Counter(tokens[0] for tokens in answers.tokens)
+    for token, p in enumerate(logprobs.exp().tolist()):
+        assert abs(seen[token] / count - p) < 4 * math.sqrt(p * (1 - p) / count) + 1e-9
+
+
+def test_greedy_takes_the_likeliest_token(model: LlamaForCausalLM) -> None:
+    answers = sample(model, EOS, PAD, [[1, 2, 3]], generation(max_new_tokens=3), [0], "float32", greedy=True)
+    row = [1, 2, 3]
+    for token in answers.tokens[0]:
+        assert token == int(model(input_ids=torch.tensor([row])).logits[0, -1].argmax())
+        row.append(token)
+
+
+@pytest.mark.parametrize(("precision", "adapter"), list(product(["float32", "bf16"], [False, True])))
+def test_runs_in_both_precisions_and_with_an_adapter(model: LlamaForCausalLM, precision: str, adapter: bool) -> None:
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    subject = copy.deepcopy(model)
+    if adapter:
+        subject = get_peft_model(subject, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    answers = sample(subject, EOS, PAD, PROMPTS, generation(), SEEDS, precision)
+    logprobs, _ = response_logprobs(subject, PROMPTS, answers.tokens, 0.8, precision, batch_size=4)
+    gap = max((torch.tensor(a) - b).abs().max().item() for a, b in zip(answers.logprobs, logprobs, strict=True))
+    assert gap < (2e-6 if precision == "float32" else 0.1)
+
+
+def test_bad_prompts_are_refused_with_their_row(model: LlamaForCausalLM) -> None:
+    with pytest.raises(DataError, match="prompt 1 has no tokens"):
+        sample(model, EOS, PAD, [[1], []], generation(), [1, 2], "float32")
+    with pytest.raises(DataError, match="prompt 0 has 23 tokens.*context of 32"):
+        sample(model, EOS, PAD, [[1] * 23], generation(), [1], "float32")
