@@ -62,9 +62,7 @@ class Run:
                     raise
                 self.id = ""
         if not self.id:
-            run = self.client.create_run(
-                self.experiment, self.opened["time"], dict(self._tags()), run_name=self.opened["name"]
-            )
+            run = self.client.create_run(self.experiment, self.opened["time"], dict(self._tags()), run_name=self.opened["name"])
             self.id = str(run.info.run_id)
         if memory is not None and memory.parent.exists():
             memory.write_text(self.id, encoding="utf-8")
