@@ -68,11 +68,14 @@ PAIRS = _table(
         "margin": pa.Column(float, nullable=True),
         "source": _text(),
         "split": _split(),
+        "chosen_ended": pa.Column(bool),
+        "rejected_ended": pa.Column(bool),
     },
     checks=pa.Check(lambda rows: rows["chosen"] != rows["rejected"], name="chosen equals rejected"),
 )
 """Preferences of a judge or of people. ``margin`` is the judge's score of chosen minus rejected; NaN where unknown.
-A sampled answer may be empty (the model ended at once)."""
+A sampled answer may be empty (the model ended at once), or cut at the longest length: ``..._ended`` False, no EOS is
+trained on. People's answers have ended."""
 
 GOLD = _table(
     "gold",

@@ -30,7 +30,7 @@ def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
 
     disable_progress_bar()
     check_folder(folder)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
     )
     for module in model.modules():
@@ -38,7 +38,8 @@ def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
             module.p = 0.0
     if hasattr(model.config, "attention_dropout"):
         model.config.attention_dropout = 0.0
-    return model.to(device).eval()
+    model.to(device)
+    return model.eval()
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -1,0 +1,28 @@
+"""Train, validation and test: by the hash of a group (a play, a prompt), so that rows that are added move no other."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pipelines.context import seed_for
+from pipelines.data.schemas import SPLITS
+
+SCALE = 2**63
+
+
+def split_of(group: str, validation_fraction: float, test_fraction: float) -> str:
+    """The split of a group: a pure function of its name and the fractions, the same for every seed and data set."""
+    place = seed_for("held out", group) / SCALE
+    if place < test_fraction:
+        return "test"
+    return "validation" if place < test_fraction + validation_fraction else "train"
+
+
+def without_leaks(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Drop rows whose prompt also stands in a later split (test before validation before train); and their count.
+
+    Only where rows are split by something coarser than their prompt can one stand in two splits.
+    """
+    rank = rows["split"].map({split: index for index, split in enumerate(SPLITS)})
+    kept = rank == rank.groupby(rows["prompt"]).transform("max")
+    return rows[kept].reset_index(drop=True), int((~kept).sum())
