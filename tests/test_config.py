@@ -36,7 +36,7 @@ def test_the_params_file_is_at_first_the_default_recipe() -> None:
         ("policies", {"mine": {"method": "pppo"}}, ["policies.mine.method: unknown method 'pppo'", "did you mean 'ppo'?"]),
         ("policies", {"mine": {"method": "dpo", "betta": 1.0}}, ["policies.mine.betta: unknown key", "did you mean 'beta'?"]),
         ("policies", {"; touch x": {"method": "dpo"}}, ["policies.; touch x"]),
-        ("prepare", {"source": "jsonl"}, ["source: jsonl needs path:"]),
+        ("prepare", {"source": "jsonl"}, ["source: jsonl needs learns_from:"]),
         ("base", {"source": "hub", "id": "a/b"}, ["needs id: and revision:"]),
         ("runtime", {"worker": 1}, ["runtime.worker: unknown key", "did you mean 'workers'?"]),
         ("reports", {}, ["reports: unknown key; did you mean 'report'?"]),
