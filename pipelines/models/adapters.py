@@ -31,12 +31,31 @@ def add_adapter(model: Any, training: Training, name: str = "default") -> Any:
         return model.requires_grad_(True)
     from peft import PeftModel, get_peft_model
 
-    config = _lora(model, training)
+    config = lora_config(model, training)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         model.set_adapter(name)
         return model
     return get_peft_model(model, config, adapter_name=name)
+
+
+def lora_config(model: Any, training: Training) -> LoraConfig:
+    """The adapter that ``training`` asks for: on every linear layer but the output layer, without dropout."""
+    from peft import LoraConfig
+
+    linear = {
+        path.rpartition(".")[2]
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not _output_layer(model) and "lora_" not in path
+    } - {"base_layer"}
+    adapted = set().union(*(c.target_modules for c in model.peft_config.values())) if is_adapted(model) else set()
+    return LoraConfig(
+        r=training.lora_r,
+        lora_alpha=training.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=sorted(linear | adapted),
+        task_type="CAUSAL_LM" if _output_layer(model) is not None else "FEATURE_EXTRACTION",
+    )
 
 
 def save_adapter(model: Any, folder: Path, base: str = "", name: str = "default") -> None:
@@ -81,24 +100,6 @@ def merge(model: Any) -> Any:
 def is_adapted(model: Any) -> bool:
     """Whether the model carries an adapter."""
     return hasattr(model, "peft_config")
-
-
-def _lora(model: Any, training: Training) -> LoraConfig:
-    from peft import LoraConfig
-
-    linear = {
-        path.rpartition(".")[2]
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not _output_layer(model) and "lora_" not in path
-    } - {"base_layer"}
-    adapted = set().union(*(c.target_modules for c in model.peft_config.values())) if is_adapted(model) else set()
-    return LoraConfig(
-        r=training.lora_r,
-        lora_alpha=training.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=sorted(linear | adapted),
-        task_type="CAUSAL_LM" if _output_layer(model) is not None else "FEATURE_EXTRACTION",
-    )
 
 
 def _output_layer(model: Any) -> Any:

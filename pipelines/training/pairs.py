@@ -1,0 +1,42 @@
+"""Preference pairs as token rows: what the reward model and DPO train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.data.schemas import PAIRS
+from pipelines.data.tables import read_table
+from pipelines.data.tokens import encode_completion, encode_prompt
+
+Row = dict[str, list[int]]
+
+
+def read_rows(path: Path, tokenizer: Any) -> dict[str, list[Row]]:
+    """The pairs of each split as ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``; an answer that was cut has no EOS."""
+    table = read_table(path, PAIRS)
+    return {split: _rows(table[table["split"] == split], tokenizer) for split in ("train", "validation", "test")}
+
+
+def longest(rows: list[Row]) -> int:
+    """Tokens of the longest prompt with its answer."""
+    return max((len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows), default=0)
+
+
+def _rows(table: pd.DataFrame, tokenizer: Any) -> list[Row]:
+    columns = [table[name] for name in ("prompt", "chosen", "rejected", "chosen_ended", "rejected_ended")]
+    return [
+        {
+            "prompt_ids": encode_prompt(tokenizer, prompt),
+            "chosen_ids": _answer(tokenizer, chosen, chosen_ended),
+            "rejected_ids": _answer(tokenizer, rejected, rejected_ended),
+        }
+        for prompt, chosen, rejected, chosen_ended, rejected_ended in zip(*columns, strict=True)
+    ]
+
+
+def _answer(tokenizer: Any, text: str, ended: bool) -> list[int]:
+    """At least one token: an empty answer that was cut cannot be, so an empty one is its EOS."""
+    return encode_completion(tokenizer, text, eos=ended) or encode_completion(tokenizer, text, eos=True)

@@ -1,0 +1,98 @@
+"""Supervised fine-tuning with TRL's SFTTrainer: cross-entropy on the completion's tokens and its EOS, nothing else.
+
+Paper: Ouyang et al. 2022, "Training language models to follow instructions with human feedback", section 3.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from pipelines import config
+from pipelines.context import Worker
+from pipelines.data.schemas import DEMONSTRATIONS
+from pipelines.data.tables import read_table, write_json
+from pipelines.data.tokens import example
+from pipelines.models.adapters import add_adapter, is_adapted, merge, save_adapter
+from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
+from pipelines.training import hf
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Job:
+    """Paths and settings: the base model's folder, the demonstrations, where results and checkpoints go."""
+
+    base: Path
+    demonstrations: Path
+    out: Path
+    scratch: Path
+    training: config.Sft
+    seed: int
+
+
+class Sft(hf.Frame, SFTTrainer):
+    """TRL's trainer in our frame."""
+
+
+def train(job: Job, worker: Worker) -> None:
+    """Beats: rows, model, trainer, training, held-out loss, results (rank 0 writes them below ``job.out``)."""
+    # 1. rows, tokenised once
+    tokenizer = load_tokenizer(job.base)
+    table = read_table(job.demonstrations, DEMONSTRATIONS)
+    rows = {split: _rows(tokenizer, table[table["split"] == split]) for split in ("train", "validation")}
+
+    # 2. the model, with fresh adapters where asked
+    torch.manual_seed(job.seed)
+    model = add_adapter(load_causal_lm(job.base, worker.device), job.training)
+    for split, some in rows.items():
+        longest = max((len(row["input_ids"]) for row in some), default=0)
+        hf.check_lengths(some, longest, model.config.max_position_embeddings, f"demonstrations ({split})")
+
+    # 3. the trainer: the data order is fixed here, for all epochs
+    order = hf.data_order(len(rows["train"]), job.training.num_train_epochs, job.training.batch_size, job.seed)
+    arguments = hf.arguments(job.training, worker, job.scratch / "checkpoints", len(order) // job.training.batch_size, job.seed)
+    trainer = Sft(
+        model=model,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=Dataset.from_list(rows["train"]),
+        eval_dataset=Dataset.from_list(rows["validation"]),
+        processing_class=tokenizer,
+        callbacks=[hf.JournalCallback(worker.journal)],
+    )
+    trainer.order = order
+
+    # 4. training and the held-out loss
+    hf.resume_and_train(trainer)
+    held_out = trainer.evaluate()
+
+    # 5. results
+    if worker.rank == 0:
+        _write(job, trainer, tokenizer, held_out["eval_loss"], len(rows["train"]))
+
+
+def labelled(row: dict[str, list[int]]) -> dict[str, list[int]]:
+    """``input_ids`` [T] and ``labels`` [T]: the token itself where the completion's mask is 1, -100 elsewhere."""
+    pairs = zip(row["input_ids"], row["completion_mask"], strict=True)
+    return {"input_ids": row["input_ids"], "labels": [token if kept else IGNORED for token, kept in pairs]}
+
+
+def _rows(tokenizer: Any, table: Any) -> list[dict[str, list[int]]]:
+    texts = zip(table["prompt"], table["completion"], strict=True)
+    return [labelled(example(tokenizer, prompt, completion)) for prompt, completion in texts]
+
+
+def _write(job: Job, trainer: Sft, tokenizer: Any, eval_loss: float, rows: int) -> None:
+    history = hf.write_history(trainer, job.out)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if is_adapted(model):
+        save_adapter(model, job.out / "adapter", "../../base")
+    save_model(merge(model), tokenizer, job.out / "model")
+    figures = {"eval_loss": eval_loss, "loss": float(history["loss"].dropna().iloc[-1])}
+    write_json(job.out / "metrics.json", figures | {"steps": trainer.state.global_step, "demonstrations": rows})

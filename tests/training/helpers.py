@@ -1,0 +1,77 @@
+"""Small jobs for the trainers: tables, workers, what a finished run left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines.context import Worker
+from pipelines.data.schemas import DEMONSTRATIONS, PAIRS
+from pipelines.data.tables import write_table
+from pipelines.journal import Journal, read_from
+
+
+def worker(journal: Path | None = None) -> Worker:
+    """The one worker of local mode."""
+    return Worker(0, 1, "cpu", Journal(journal))
+
+
+def demonstrations(folder: Path, train: int = 24, validation: int = 8) -> Path:
+    """A table of demonstrations: every speaker says the same thing, in words of unequal length."""
+    rows = [
+        {
+            "id": f"d{number}",
+            "prompt": f"HAMLET: {'to be ' * (number % 3)}or {number}",
+            "completion": f" not to be{', and so' * (number % 2)}.",
+            "template": "plain",
+            "source": "test",
+            "group": "hamlet",
+            "split": "train" if number < train else "validation",
+        }
+        for number in range(train + validation)
+    ]
+    write_table(pd.DataFrame(rows), folder / "demonstrations.parquet", DEMONSTRATIONS)
+    return folder / "demonstrations.parquet"
+
+
+def pairs(folder: Path, counts: tuple[int, int, int] = (32, 8, 8)) -> Path:
+    """A table of pairs that one word decides: night loses to day; one answer in three was cut."""
+    splits = [split for split, count in zip(("train", "validation", "test"), counts, strict=True) for _ in range(count)]
+    rows = [
+        {
+            "id": f"p{number}",
+            "prompt_id": f"q{number}",
+            "prompt": f"JULIET: hour {number}",
+            "chosen": f" sweet day{' and day' * (number % 2)}",
+            "rejected": f" sour night{' and night' * (number % 3)}",
+            "judge": "test",
+            "group": "romeo",
+            "margin": float("nan"),
+            "source": "judge",
+            "split": split,
+            "chosen_ended": True,
+            "rejected_ended": number % 3 != 2,
+        }
+        for number, split in enumerate(splits)
+    ]
+    write_table(pd.DataFrame(rows), folder / "pairs.parquet", PAIRS)
+    return folder / "pairs.parquet"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def steps(journal: Path) -> list[int]:
+    """The training steps in a journal, in order."""
+    return [line["step"] for line in read_from(journal, 0)[0] if "loss" in line["metrics"]]
+
+
+def figures(out: Path) -> dict[str, float]:
+    """What a training function reported."""
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))

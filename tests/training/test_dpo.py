@@ -1,0 +1,102 @@
+"""DPO: losses at the start in closed form, rewards against log-probabilities of the saved models, resumption."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import config
+from pipelines.data.tables import read_table
+from pipelines.models.generation import response_logprobs
+from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.training import dpo
+from pipelines.training.pairs import Row, read_rows
+from tests import small
+from tests.training import helpers
+
+SMALL: dict[str, Any] = {
+    "method": "dpo",
+    "learns_from": "pairs.parquet",
+    "adapter": "lora",
+    "precision": "float32",
+    "learning_rate": 1e-2,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "save_steps": 3,
+    "num_train_epochs": 2,
+    "beta": 0.1,
+}
+
+
+def _job(folder: Path, name: str = "run", **some: Any) -> dpo.Job:
+    sft = folder / "sft" if (folder / "sft").exists() else small.model_folder(folder / "sft")
+    table = folder / "pairs.parquet"
+    return dpo.Job(
+        sft=sft,
+        pairs=table if table.exists() else helpers.pairs(folder),
+        out=folder / name / "out",
+        scratch=folder / name,
+        training=config.Dpo(**(SMALL | some)),
+        seed=7,
+    )
+
+
+def _logps(folder: Path, rows: list[Row], side: str) -> np.ndarray:
+    """Log-probability of each answer under a model folder, by our own code: [B]."""
+    prompts, answers = [row["prompt_ids"] for row in rows], [row[side] for row in rows]
+    values, _ = response_logprobs(load_causal_lm(folder), prompts, answers, 1.0, "float32", 4)
+    return np.array([float(value.sum()) for value in values])
+
+
+@pytest.mark.parametrize(
+    ("loss", "some", "expected"),
+    [
+        ("sigmoid", {}, math.log(2)),  # -log sigmoid(0)
+        ("ipo", {}, 25.0),  # (0 - 1 / (2 * 0.1))^2
+        ("hinge", {}, 1.0),  # max(0, 1 - 0)
+        ("robust", {"label_smoothing": 0.1}, math.log(2)),  # (0.9 ln 2 - 0.1 ln 2) / (1 - 0.2)
+    ],
+)
+def test_the_first_loss_in_closed_form(tmp_path: Path, loss: str, some: dict[str, float], expected: float) -> None:
+    """A fresh adapter is its own reference: every log ratio is 0."""
+    job = _job(tmp_path, loss_type=loss, num_train_epochs=1, **some)
+    dpo.train(job, helpers.worker())
+    history = read_table(job.out / "history.parquet")
+    assert history["loss"][0] == pytest.approx(expected, abs=1e-4)
+    assert history["rewards/margins"][0] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_the_rewards_are_beta_times_the_log_ratio_to_the_sft_model(tmp_path: Path, adapter: str) -> None:
+    job = _job(tmp_path, adapter=adapter, num_train_epochs=4, learning_rate=1e-2 if adapter == "lora" else 1e-3)
+    before = helpers.digests(job.sft)
+    dpo.train(job, helpers.worker())
+    assert helpers.digests(job.sft) == before
+    figures = helpers.figures(job.out)
+    rows = read_rows(job.pairs, load_tokenizer(job.sft))["validation"]
+    for side in ("chosen", "rejected"):
+        ratio = _logps(job.out / "model", rows, f"{side}_ids") - _logps(job.sft, rows, f"{side}_ids")
+        assert figures[f"eval_rewards/{side}"] == pytest.approx(0.1 * ratio.mean(), abs=1e-4)
+    assert figures["eval_rewards/accuracies"] == 1.0
+    assert figures["eval_rewards/margins"] == pytest.approx(
+        figures["eval_rewards/chosen"] - figures["eval_rewards/rejected"], abs=1e-5
+    )
+    assert figures["eval_loss"] < math.log(2) - 0.1
+    assert (job.out / "adapter").exists() == (adapter == "lora")
+
+
+def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path) -> None:
+    once, killed = _job(tmp_path, "once"), _job(tmp_path, "killed")
+    for job in (once, killed):
+        dpo.train(job, helpers.worker())
+    expected = helpers.digests(once.out)
+    assert helpers.digests(killed.out) == expected
+    assert sorted(expected)[:2] == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    shutil.rmtree(killed.scratch / "checkpoints" / "checkpoint-8")
+    shutil.rmtree(killed.out)
+    dpo.train(killed, helpers.worker(tmp_path / "journal"))
+    assert helpers.steps(tmp_path / "journal") == [7, 8]
+    assert helpers.digests(killed.out) == expected
