@@ -21,11 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from pipelines.config import Training
+from pipelines.config import Precision, Training
 from pipelines.context import Worker, seed_for
 from pipelines.data.tables import write_json, write_table
 from pipelines.errors import ConfigurationError, DataError
 from pipelines.journal import Journal
+from pipelines.training.precision import tell_if_slow
 
 TRAINABLE, BEST, MANIFEST = "trainable.safetensors", "best.safetensors", "whole.json"
 KEPT = 2
@@ -179,8 +180,9 @@ def data_order(rows: int, epochs: int, batch_size: int, seed: int) -> list[int]:
     return [next(stream) for _ in range(steps * batch_size)]
 
 
-def resume_and_train(trainer: Frame) -> None:
+def resume_and_train(trainer: Frame, precision: Precision, worker: Worker) -> None:
     """Train from the newest whole checkpoint, or from the start. A finished run is loaded and trains no further step."""
+    tell_if_slow(precision, worker, len(trainer.order) // int(trainer.get_total_train_batch_size(trainer.args)))
     folder = newest_checkpoint(Path(str(trainer.args.output_dir)))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(folder) if folder else None)

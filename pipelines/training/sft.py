@@ -69,7 +69,7 @@ def train(job: Job, worker: Worker) -> None:
     trainer.order = order
 
     # 4. training and the held-out loss
-    hf.resume_and_train(trainer)
+    hf.resume_and_train(trainer, job.training.precision, worker)
     held_out = trainer.evaluate()
 
     # 5. results
