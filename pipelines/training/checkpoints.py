@@ -75,9 +75,7 @@ def newest(folder: Path, warn: Callable[[str], None] | None = None) -> tuple[int
     if found is None:
         return None
     manifest = json.loads((found / MANIFEST).read_text(encoding="utf-8"))
-    states = {
-        Path(name).stem: torch.load(found / name, map_location="cpu", weights_only=True) for name in manifest["sha256"]
-    }
+    states = {Path(name).stem: torch.load(found / name, map_location="cpu", weights_only=True) for name in manifest["sha256"]}
     return manifest["step"], states
 
 

@@ -1,0 +1,78 @@
+"""What scores answers during on-policy training: a source is plain data that travels to the workers and opens there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.config import Judge, Precision
+from pipelines.errors import DataError
+
+Row = list[int]
+RewardFunction = Callable[[Sequence[Row], Sequence[Row], Sequence[bool]], list[float]]
+"""Prompts, answers (EOS included where emitted) and whether each ended by itself -> one score an answer."""
+
+
+class RewardSource(Protocol):
+    """Picklable; opened once on every worker."""
+
+    def open(self, tokenizer: Any, device: str) -> RewardFunction:
+        """Load whatever it takes and return the function."""
+
+
+@dataclass(frozen=True)
+class LearnedReward:
+    """The reward model, on top of the SFT model's folder. Its scores are centred on the SFT model's own answers."""
+
+    folder: Path
+    sft: Path
+    batch_size: int
+    precision: Precision
+
+    def open(self, tokenizer: Any, device: str) -> RewardFunction:
+        """Load the reward model."""
+        from pipelines.models.reward import load_reward, score
+
+        model = load_reward(self.folder, self.sft, device)
+
+        def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
+            return score(model, list(prompts), list(answers), self.batch_size, self.precision)
+
+        return scores
+
+
+@dataclass(frozen=True)
+class JudgeReward:
+    """A judge of texts as the reward."""
+
+    judge: Judge
+
+    def open(self, tokenizer: Any, device: str) -> RewardFunction:
+        """Make the judge; it sees the texts without special tokens."""
+        from pipelines.data.tokens import decode
+        from pipelines.judges import make_judge
+
+        judged = make_judge(self.judge)
+
+        def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
+            return judged([decode(tokenizer, row) for row in prompts], [decode(tokenizer, row) for row in answers])
+
+        return scores
+
+
+def checked(function: RewardFunction) -> RewardFunction:
+    """The same function; what it returns must be one number an answer."""
+
+    def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
+        found = function(prompts, answers, ended)
+        try:
+            numbers = [float(value) for value in found]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the reward returned {type(found).__name__}, expected a list of numbers: {error}") from error
+        if len(numbers) != len(answers):
+            raise DataError(f"the reward returned {len(numbers)} scores for {len(answers)} answers; return one an answer")
+        return numbers
+
+    return scores

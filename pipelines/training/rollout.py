@@ -1,0 +1,181 @@
+"""One step's experience: answers, their scores, and what the losses need of them.
+
+Axes: B answers of this worker, T tokens of the longest (padded on the right), G samples of a prompt (neighbours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.algorithms import advantages as adv
+from pipelines.algorithms.kl import k1, k2, k3, log_ratio
+from pipelines.config import Ppo
+from pipelines.context import seed_for
+from pipelines.data.tokens import right_pad
+from pipelines.models.generation import batches_of_like_length, sample
+from pipelines.models.policy import pack
+from pipelines.training.distributed import all_sum
+from pipelines.training.learner import Learner
+from pipelines.training.rewards import RewardFunction, Row
+
+
+class NonFinite(Exception):
+    """A number of a batch is NaN or infinite; the message says which."""
+
+
+@dataclass
+class Rollout:
+    """The answers of one step (this worker's) and everything that is known of them before the update."""
+
+    first_row: int
+    """The number of this worker's first answer among all workers' answers."""
+    prompts: list[Row]
+    answers: list[Row]
+    ended: list[bool]
+    mask: torch.Tensor
+    """[B, T] 1 on the answer's tokens."""
+    logprobs: torch.Tensor
+    """[B, T] of the policy that sampled."""
+    reference: torch.Tensor
+    """[B, T] log-probabilities of the reference."""
+    values: torch.Tensor
+    """[B, T]"""
+    entropies: torch.Tensor
+    """[B, T] nats."""
+    scores: torch.Tensor
+    """[B] as the reward gave them."""
+
+
+def roll_out(learner: Learner, prompts: list[Row], first_row: int, ids: tuple[int, int], seed: int, step: int) -> Rollout:
+    """Sample an answer to every row of ``prompts``, then read log-probabilities and values in the update's own passes.
+
+    Row i draws from a generator keyed by seed, step and its number over all workers. ``ids`` are EOS and pad.
+    """
+    params = learner.params
+    seeds = [seed_for(seed, "rollout", step, first_row + row) for row in range(len(prompts))]
+    sampled = sample(learner.policy, *ids, prompts, params.generation, seeds, params.precision)
+    _, mask = right_pad(sampled.tokens, 0)
+    parts: dict[str, list[torch.Tensor]] = {
+        name: [torch.empty(0)] * len(prompts) for name in ("logprobs", "values", "entropies", "reference")
+    }
+    lengths = [len(p) + len(a) for p, a in zip(prompts, sampled.tokens, strict=True)]
+    with torch.no_grad():
+        for rows in batches_of_like_length(lengths, params.micro_batch_size):
+            packed = pack([prompts[row] for row in rows], [sampled.tokens[row] for row in rows], learner.device)
+            found = (*learner.evaluate(packed), learner.reference_logprobs(packed))
+            for into, whole in zip(parts.values(), found, strict=True):
+                for row, part in zip(rows, whole.cpu().split(packed.lengths), strict=True):
+                    into[row] = part
+    padded = {name: _padded(rows, mask) for name, rows in parts.items()}
+    scores = torch.zeros(len(prompts))
+    return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, scores=scores, **padded)
+
+
+def score(rollout: Rollout, reward: RewardFunction) -> None:
+    """Fill in the scores; raise NonFinite on every worker if any number of the step is not finite on any of them."""
+    rollout.scores = torch.tensor(reward(rollout.prompts, rollout.answers, rollout.ended))
+    for name in ("scores", "logprobs", "reference", "values"):
+        bad = (~torch.isfinite(getattr(rollout, name))).sum().double()
+        if all_sum(bad).item() > 0:
+            raise NonFinite(f"{name} of the rollout")
+
+
+@dataclass
+class Normaliser:
+    """Running mean and spread of scores over all steps and workers (Chan et al. 1979, eq. 2.1: moments merged)."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, scores_B: torch.Tensor) -> None:
+        """Merge a batch of all workers."""
+        values = scores_B.double()
+        count, total = all_sum(torch.tensor([float(len(values)), values.sum().item()], dtype=torch.float64)).tolist()
+        mean = total / count
+        squares = all_sum((values - mean).square().sum()).item()
+        merged, shift = self.count + count, mean - self.mean
+        self.squares += squares + shift**2 * self.count * count / merged
+        self.mean += shift * count / merged
+        self.count = merged
+
+    def applied(self, scores_B: torch.Tensor) -> torch.Tensor:
+        """(score - mean) / standard deviation; only centred where there is no spread."""
+        spread = (self.squares / max(self.count, 1.0)) ** 0.5
+        return (scores_B - self.mean) / (spread if spread > 1e-6 else 1.0)
+
+
+def final_scores(rollout: Rollout, params: Ppo, normaliser: Normaliser) -> torch.Tensor:
+    """The scores [B] that are rewarded: normalised, clipped, less the penalty of answers that did not end by themselves."""
+    scores_B = rollout.scores
+    if params.normalise_scores == "running" or (params.normalise_scores == "reference" and normaliser.count == 0):
+        normaliser.add(scores_B)
+    if params.normalise_scores != "none":
+        scores_B = normaliser.applied(scores_B)
+    if params.score_clip:
+        scores_B = scores_B.clamp(-params.score_clip, params.score_clip)
+    return scores_B - params.missing_eos_penalty * (~torch.tensor(rollout.ended)).float()
+
+
+def advantages_of(rollout: Rollout, scores_B: torch.Tensor, params: Ppo, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns [B, T] under the estimator asked for; whitened over all workers' tokens if asked."""
+    ratios_BT = k1(log_ratio(rollout.logprobs, rollout.reference)) * rollout.mask
+    rewards_BT = adv.token_rewards(scores_B, ratios_BT, rollout.mask, beta)
+    if params.estimator == "gae":
+        advantages_BT, returns_BT = adv.gae(rewards_BT, rollout.values, rollout.mask, params.gamma, params.lam)
+    else:
+        totals_B = rewards_BT.sum(1)
+        if params.estimator == "rloo":
+            per_answer_B = adv.rloo(totals_B, params.samples_per_prompt)
+        elif params.estimator == "group":
+            per_answer_B = adv.group_normalised(totals_B, params.samples_per_prompt)
+        else:
+            per_answer_B = adv.batch_baseline(totals_B, all_sum)
+        advantages_BT = per_answer_B[:, None] * rollout.mask
+        returns_BT = torch.zeros_like(advantages_BT)
+    if params.whiten_advantages:
+        advantages_BT = adv.whiten(advantages_BT, rollout.mask, all_sum)
+    return advantages_BT, returns_BT
+
+
+def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[str, float]:
+    """The step's figures over all workers: KL in nats per sequence, entropy in nats per token, length in tokens."""
+    ratios_BT = log_ratio(rollout.logprobs, rollout.reference) * rollout.mask
+    tokens = float(rollout.mask.sum())
+    ended = torch.tensor(rollout.ended).double()
+    sums = torch.stack(
+        [
+            torch.tensor(float(len(rollout.answers)), dtype=torch.float64),
+            torch.tensor(tokens, dtype=torch.float64),
+            rollout.scores.double().sum(),
+            scores_B.double().sum(),
+            k1(ratios_BT).double().sum(),
+            k2(ratios_BT).double().sum(),
+            (k3(ratios_BT) * rollout.mask).double().sum(),
+            (rollout.entropies * rollout.mask).double().sum(),
+            ended.sum(),
+        ]
+    )
+    rows, tokens, raw, final, kl, kl2, kl3, entropy, eos = all_sum(sums).tolist()
+    return {
+        "objective/kl": kl / rows,
+        "objective/kl_k2": kl2 / rows,
+        "objective/kl_k3": kl3 / rows,
+        "objective/scores": raw / rows,
+        "objective/non_score_reward": -beta * kl / rows,
+        "objective/rlhf_reward": (final - beta * kl) / rows,
+        "objective/entropy": entropy / tokens,
+        "tokens/response_length": tokens / rows,
+        "tokens/eos_rate": eos / rows,
+    }
+
+
+def _padded(rows: Sequence[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:
+    """Rows of [length] as one [B, T], 0 on padding."""
+    padded_BT = torch.zeros(mask_BT.shape)
+    for row, values in enumerate(rows):
+        padded_BT[row, : len(values)] = values
+    return padded_BT

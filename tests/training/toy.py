@@ -1,0 +1,157 @@
+"""A language model small enough to enumerate: 4 tokens, 3 steps, 64 sequences, so the optimum is known exactly.
+
+pi*(y) = pi_ref(y) exp(r(y) / beta) / Z and J* = beta log E_ref[exp(r / beta)] (PPO.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.config import Generation, Ppo
+from pipelines.context import Worker
+from pipelines.journal import Journal
+from pipelines.models.generation import response_logprobs
+from pipelines.models.loading import load_causal_lm, save_model
+from pipelines.training.ppo import Job, train
+
+TOKENS, STEPS = 4, 3
+SEQUENCES = [list(sequence) for sequence in product(range(TOKENS), repeat=STEPS)]
+PROMPT = [0]
+
+
+def rewards_table() -> torch.Tensor:
+    """r(y) of the 64 sequences: standard normal numbers, fixed."""
+    return torch.randn(len(SEQUENCES), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class TableReward:
+    """The reward of the toy, as any reward source."""
+
+    def open(self, tokenizer: Any, device: str) -> Any:
+        """Look the answers up; an answer that is not among the 64 (the probe at the start) scores 0."""
+        table = dict(zip(map(tuple, SEQUENCES), rewards_table().tolist(), strict=True))
+
+        def scores(prompts: Sequence[list[int]], answers: Sequence[list[int]], ended: Sequence[bool]) -> list[float]:
+            return [table.get(tuple(answer), 0.0) for answer in answers]
+
+        return scores
+
+
+def make_folder(folder: Path, hidden: int = 32, layers: int = 1) -> Path:
+    """A GPT-2 over the 4 tokens with random weights, far from uniform; EOS and pad lie outside its vocabulary.
+
+    Its positions are learned: rotary attention over equal tokens gives equal states, so that a Llama could not tell
+    0 from 0 0 and could not represent pi*.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = {str(token): token for token in range(TOKENS)} | {"<eos>": TOKENS, "<pad>": TOKENS + 1}
+    core = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    torch.manual_seed(3)
+    config = GPT2Config(
+        vocab_size=TOKENS,
+        n_positions=8,
+        n_embd=hidden,
+        n_layer=layers,
+        n_head=2,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    save_model(GPT2LMHeadModel(config).eval(), tokenizer, folder)
+    return folder
+
+
+def distribution(folder: Path) -> torch.Tensor:
+    """The probabilities [64] that a model gives to the sequences."""
+    model = load_causal_lm(folder)
+    logprobs, _ = response_logprobs(model, [PROMPT] * len(SEQUENCES), SEQUENCES, 1.0, "float32", len(SEQUENCES))
+    return torch.stack([row.double().sum() for row in logprobs]).exp()
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """What is known exactly for one beta."""
+
+    reference: torch.Tensor
+    beta: float
+
+    @property
+    def best(self) -> torch.Tensor:
+        """pi* [64]"""
+        weights = self.reference * (rewards_table() / self.beta).exp()
+        return weights / weights.sum()
+
+    def objective(self, policy: torch.Tensor) -> float:
+        """J = E[r] - beta KL(pi || pi_ref)."""
+        kl = (policy * (policy.log() - self.reference.log())).sum()
+        return float((policy * rewards_table()).sum() - self.beta * kl)
+
+    def share_of_gain(self, policy: torch.Tensor) -> float:
+        """(J - J_ref) / (J* - J_ref)."""
+        start = self.objective(self.reference)
+        optimum = self.beta * float((self.reference * (rewards_table() / self.beta).exp()).sum().log())
+        return (self.objective(policy) - start) / (optimum - start)
+
+
+def variation(p: torch.Tensor, q: torch.Tensor) -> float:
+    """Total variation distance."""
+    return 0.5 * float((p - q).abs().sum())
+
+
+def beta_at(reference: torch.Tensor, distance: float) -> float:
+    """The beta at which TV(pi_ref, pi*) is ``distance``, by bisection: the distance falls as beta grows."""
+    low, high = 1e-2, 1e2
+    for _ in range(80):
+        middle = (low * high) ** 0.5
+        if variation(reference, Optimum(reference, middle).best) > distance:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def params(beta: float, **changes: Any) -> Ppo:
+    """Settings under which the toy converges in seconds; the estimator and what belongs to it come in ``changes``."""
+    common = {
+        "method": "ppo",
+        "adapter": "none",
+        "precision": "float32",
+        "learning_rate": 5e-3,
+        "beta": beta,
+        "steps": 200,
+        "save_steps": 10_000,
+        "batch_size": 256,
+        "mini_batch_size": 256,
+        "micro_batch_size": 256,
+        "normalise_scores": "none",
+        "missing_eos_penalty": 0.0,
+        "generation": Generation(max_new_tokens=STEPS, batch_size=10_000),
+    }
+    return Ppo(**{**common, **changes})
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ppo": {"estimator": "gae", "ppo_epochs": 2},
+    "a2c": {"estimator": "gae", "ppo_epochs": 1, "cliprange": 0.0, "cliprange_value": 0.0},
+    "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 64, "micro_batch_size": 64},
+    "reinforce": {"estimator": "reinforce", "ppo_epochs": 1},
+}
+
+
+def run(reference: Path, out: Path, settings: Ppo, seed: int) -> torch.Tensor:
+    """Train on the toy with the very function that the policy stage runs; the policy's probabilities [64]."""
+    worker = Worker(0, 1, "cpu", Journal(None))
+    train(Job(reference, [PROMPT], TableReward(), settings, seed, out / "out", out / "scratch"), worker)
+    return distribution(out / "out" / "model")
