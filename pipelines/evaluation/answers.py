@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
@@ -19,12 +19,12 @@ from pipelines.context import Worker, seed_for
 from pipelines.data.tokens import decode, encode_prompt
 from pipelines.evaluation.comparison import GREEDY, answer_letters
 from pipelines.evaluation.samples import SAMPLES
-from pipelines.models.generation import Answers, response_logprobs, sample
+from pipelines.models.generation import batches_of_like_length, response_logprobs, sample
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import load_reward, score
 
-PHASES = 5
 NAN = float("nan")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,55 +51,45 @@ class Prompt:
 
 def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str, Any]]:
     """Rows of SAMPLES without ``gold``, a prompt's answers side by side, in the order of the prompts."""
-    tick = _Ticker(worker)
+    tokenizer = load_tokenizer(job.policy)
+    letters = answer_letters(job.answers)
+    asked = [encode_prompt(tokenizer, prompt.text) for prompt in prompts]
+    repeated = [ids for ids in asked for _ in letters]
+    work = _Work(job, worker, asked, repeated, tokenizer)
 
     # 1. sample: the greedy answer once, the lettered ones from seeds that every policy shares
-    tokenizer = load_tokenizer(job.policy)
-    asked = [encode_prompt(tokenizer, prompt.text) for prompt in prompts]
     policy = load_causal_lm(job.policy, worker.device)
-    greedy = _drawn(job, policy, tokenizer, asked, [0] * len(asked), greedy=True)
-    letters = answer_letters(job.answers)
+    greedy = work.drawn(policy, asked, seeds=None)
     seeds = [seed_for(job.seed, "evaluate", prompt.id, letter) for prompt in prompts for letter in letters]
-    repeated = [ids for ids in asked for _ in letters]
-    drawn = _drawn(job, policy, tokenizer, repeated, seeds, greedy=False)
-    tick("sampled")
+    drawn = work.drawn(policy, repeated, seeds)
 
-    # 2. the policy's own log-probability and entropy, by the same computation as the references' (so KL(sft, sft) is 0)
-    own, entropies = _scored(job, policy, repeated, drawn.tokens, job.generation.temperature)
-    tick("policy")
+    # 2. the policy's own log-probability and entropy, by the same computation as the reference's (so KL(sft, sft) is 0)
+    own = work.scored(policy, drawn, job.generation.temperature)
     del policy
 
     # 3. the SFT model's log-probability of the same answers
-    under_sft = own
+    sft = own
     if job.policy != job.sft:
-        under_sft, _ = _scored(job, load_causal_lm(job.sft, worker.device), repeated, drawn.tokens, job.generation.temperature)
-    tick("sft")
+        sft = work.scored(load_causal_lm(job.sft, worker.device), drawn, job.generation.temperature)
 
     # 4. the base model's, as a reader of English that no preference has touched
-    under_base, _ = _scored(job, load_causal_lm(job.base, worker.device), repeated, drawn.tokens, 1.0)
-    tick("base")
+    base = work.scored(load_causal_lm(job.base, worker.device), drawn, temperature=1.0)
 
     # 5. the reward model's score
-    reward_model = load_reward(job.reward, job.sft, worker.device)
-    rewards = score(reward_model, repeated, drawn.tokens, job.generation.batch_size, job.precision)
-    tick("reward model")
+    rewards = work.rewarded(load_reward(job.reward, job.sft, worker.device), drawn)
 
     rows = []
     for index, prompt in enumerate(prompts):
-        rows.append(_row(prompt, GREEDY, greedy, index, tokenizer))
-        for offset, letter in enumerate(letters):
-            i = index * len(letters) + offset
-            text_tokens = len(drawn.tokens[i]) - int(drawn.ended[i])
-            rows.append(
-                _row(prompt, letter, drawn, i, tokenizer)
-                | {
-                    "reward": float(rewards[i]),
-                    "logprob": math.fsum(own[i]),
-                    "logprob_sft": math.fsum(under_sft[i]),
-                    "base_nll": -math.fsum(under_base[i][:text_tokens]),
-                    "entropy": math.fsum(entropies[i]) / len(entropies[i]),
-                }
-            )
+        rows.append(_row(prompt, GREEDY, greedy[index], tokenizer))
+        for i, letter in enumerate(letters, start=index * len(letters)):
+            scores = {
+                "reward": rewards[i],
+                "logprob": math.fsum(own[i].logprobs),
+                "logprob_sft": math.fsum(sft[i].logprobs),
+                "base_nll": -math.fsum(base[i].logprobs[: drawn[i].text_tokens]),
+                "entropy": math.fsum(own[i].entropies) / len(own[i].entropies),
+            }
+            rows.append(_row(prompt, letter, drawn[i], tokenizer) | scores)
     return rows
 
 
@@ -110,43 +100,92 @@ def as_table(rows: list[dict[str, Any]], judge: Callable[[list[str], list[str]],
     return frame[list(SAMPLES.columns)]
 
 
-class _Ticker:
-    """Counts the phases for the progress line."""
+@dataclass(frozen=True)
+class _Drawn:
+    """One sampled answer: its tokens with EOS where it was emitted."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker, self.done = worker, 0
+    tokens: list[int]
+    ended: bool
 
-    def __call__(self, note: str) -> None:
-        self.done += 1
-        self.worker.journal.log(self.done, PHASES, note=note)
-
-
-def _drawn(job: Job, model: Any, tokenizer: Any, asked: list[list[int]], seeds: list[int], greedy: bool) -> Answers:
-    return sample(model, tokenizer, asked, job.generation, seeds, job.precision, greedy=greedy)
+    @property
+    def text_tokens(self) -> int:
+        """Tokens before EOS."""
+        return len(self.tokens) - int(self.ended)
 
 
-def _scored(
-    job: Job, model: Any, asked: list[list[int]], answers: list[list[int]], temperature: float
-) -> tuple[list[list[float]], list[list[float]]]:
-    """Log-probability and entropy of every token of every answer, in nats."""
-    logprobs, entropies = response_logprobs(model, asked, answers, temperature, job.precision, job.generation.batch_size)
-    return [values.tolist() for values in logprobs], [values.tolist() for values in entropies]
+@dataclass(frozen=True)
+class _Scored:
+    """Log-probability and entropy of each token of an answer, in nats."""
+
+    logprobs: list[float]
+    entropies: list[float]
 
 
-def _row(prompt: Prompt, letter: str, answers: Answers, index: int, tokenizer: Any) -> dict[str, Any]:
+class _Work:
+    """Runs a model over rows in batches of like length, a line of the journal each; results in the order of the rows."""
+
+    def __init__(self, job: Job, worker: Worker, asked: list[list[int]], repeated: list[list[int]], tokenizer: Any) -> None:
+        self.job, self.worker, self.repeated, self.tokenizer = job, worker, repeated, tokenizer
+        self.size = job.generation.batch_size
+        passes = 4 if job.policy == job.sft else 5
+        self.done, self.total = 0, math.ceil(len(asked) / self.size) + passes * math.ceil(len(repeated) / self.size)
+
+    def drawn(self, model: Any, asked: list[list[int]], seeds: list[int] | None) -> list[_Drawn]:
+        """Answers to ``asked``: greedy without seeds."""
+
+        def draw(rows: list[int]) -> list[_Drawn]:
+            eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+            prompts = [asked[row] for row in rows]
+            row_seeds = [seeds[row] for row in rows] if seeds else []
+            made = sample(model, eos, pad, prompts, self.job.generation, row_seeds, self.job.precision, greedy=not seeds)
+            return [_Drawn(tokens, ended) for tokens, ended in zip(made.tokens, made.ended, strict=True)]
+
+        return self._batched([len(prompt) for prompt in asked], draw, "greedy answers" if seeds is None else "sampled answers")
+
+    def scored(self, model: Any, drawn: list[_Drawn], temperature: float) -> list[_Scored]:
+        """What a language model says of the answers."""
+
+        def read(rows: list[int]) -> list[_Scored]:
+            asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
+            logprobs, entropies = response_logprobs(model, asked, answers, temperature, self.job.precision, self.size)
+            return [_Scored(lp.tolist(), h.tolist()) for lp, h in zip(logprobs, entropies, strict=True)]
+
+        return self._batched(self._lengths(drawn), read, "log-probabilities")
+
+    def rewarded(self, model: Any, drawn: list[_Drawn]) -> list[float]:
+        """The reward model's scores of the answers."""
+
+        def judge(rows: list[int]) -> list[float]:
+            asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
+            return [float(value) for value in score(model, asked, answers, self.size, self.job.precision)]
+
+        return self._batched(self._lengths(drawn), judge, "reward model")
+
+    def _lengths(self, drawn: list[_Drawn]) -> list[int]:
+        return [len(asked) + len(answer.tokens) for asked, answer in zip(self.repeated, drawn, strict=True)]
+
+    def _batched(self, lengths: list[int], function: Callable[[list[int]], list[T]], note: str) -> list[T]:
+        results: dict[int, T] = {}
+        for rows in batches_of_like_length(lengths, self.size):
+            results |= dict(zip(rows, function(rows), strict=True))
+            self.done += 1
+            self.worker.journal.log(self.done, self.total, note=note)
+        return [results[row] for row in range(len(lengths))]
+
+
+def _row(prompt: Prompt, letter: str, drawn: _Drawn, tokenizer: Any) -> dict[str, Any]:
     """The columns that every answer has; the scores of a greedy one stay NaN."""
-    tokens, ended = answers.tokens[index], answers.ended[index]
     return {
         "prompt_id": prompt.id,
         "prompt": prompt.text,
         "answer": letter,
-        "text": decode(tokenizer, tokens),
-        "tokens": len(tokens),
-        "ended": ended,
+        "text": decode(tokenizer, drawn.tokens),
+        "tokens": len(drawn.tokens),
+        "ended": drawn.ended,
         "reward": NAN,
         "logprob": NAN,
         "logprob_sft": NAN,
         "base_nll": NAN,
-        "base_tokens": len(tokens) - int(ended),
+        "base_tokens": drawn.text_tokens,
         "entropy": NAN,
     }

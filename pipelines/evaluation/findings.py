@@ -14,7 +14,7 @@ import pandas as pd
 from pipelines.data.schemas import GOLD, PAIRS
 from pipelines.data.tables import read_table
 from pipelines.evaluation.comparison import sampled
-from pipelines.evaluation.metrics import rank_correlation, words
+from pipelines.evaluation.metrics import rank_correlation
 from pipelines.evaluation.samples import SAMPLES
 
 SFT = "sft"
@@ -71,15 +71,13 @@ def labels(pairs: pd.DataFrame, gold: pd.DataFrame) -> dict[str, Any]:
     """How far the labels can be learnt, on held-out pairs (split test).
 
     ``pair_accuracy_ceiling``: share of pairs with a known gold that are labelled in the gold order: what a perfect reward
-    model would reach. ``label_agreement``: the same over all pairs. ``longer_wins``: share in which the longer answer (in
-    words; equal lengths count half) was chosen: what a model that only counts words would reach. None without pairs.
+    model would reach. ``label_agreement``: the same over all pairs. None where no pair has a known gold.
     """
     test = pairs[pairs["split"] == "test"]
     return {
         "test_pairs": len(test),
         "pair_accuracy_ceiling": _in_gold_order(test, gold),
         "label_agreement": _in_gold_order(pairs, gold),
-        "longer_wins": _longer_chosen(test),
     }
 
 
@@ -96,13 +94,6 @@ def _in_gold_order(pairs: pd.DataFrame, gold: pd.DataFrame) -> float | None:
         if better is not None and worse is not None:
             agreed.append(1.0 if better > worse else 0.5 if better == worse else 0.0)
     return round(sum(agreed) / len(agreed), DIGITS) if agreed else None
-
-
-def _longer_chosen(pairs: pd.DataFrame) -> float | None:
-    both = zip(pairs["chosen"], pairs["rejected"], strict=True)
-    gaps = [len(words(chosen)) - len(words(rejected)) for chosen, rejected in both]
-    chosen = [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
-    return round(sum(chosen) / len(chosen), DIGITS) if chosen else None
 
 
 def _agreement(samples: pd.DataFrame) -> float | None:

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(document.getElementById("samples").textContent);
   const [PROMPT, MODEL, LETTER, TEXT, GOLD, REWARD, DRIFT] = [0, 1, 2, 3, 4, 5, 6];
   const STEP = 30;
   const by = (id) => document.getElementById(id);

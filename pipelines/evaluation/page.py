@@ -66,7 +66,8 @@ def render(found: Findings, plots: list[Plot], examples: int) -> str:
         cards=[_card(found, name) for name in found.policies],
         plots=sections,
         reward=_reward_facts(metrics["reward"]),
-        quality=_facts(found.quality),
+        tables=_tables(found.quality),
+        quality=_facts({key: value for key, value in found.quality.items() if key != "tables"}),
         pairs=_pair_facts(found.pairs),
         examples=_examples(found, examples),
         figures=_figures(found),
@@ -129,7 +130,8 @@ def _reward_facts(reward: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("Pair accuracy", shown(reward.get("pair_accuracy"), "%"), "held-out pairs in the labelled order"),
         ("Ceiling", shown(reward.get("pair_accuracy_ceiling"), "%"), "the labels' own agreement with the judge on these pairs"),
-        ("Longer wins", shown(reward.get("longer_wins"), "%"), "what counting words alone would reach"),
+        ("Log loss", shown(reward.get("log_loss"), ".3f"), "nats a pair; 0.693 is a coin"),
+        ("Longer wins", shown(reward.get("longer_wins"), "%"), "what counting tokens alone would reach"),
         ("Rank correlation", shown(reward.get("gold_rank_correlation"), ".2f"), "with the judge, on SFT's held-out answers"),
     ]
 
@@ -142,6 +144,17 @@ def _pair_facts(pairs: pd.DataFrame) -> list[tuple[str, str]]:
     facts += [(f"from {source}", f"{count:,}") for source, count in sorted(Counter(pairs["source"]).items())]
     margins = pairs["margin"].dropna().to_numpy()
     return [*facts, ("margin, median", shown(float(np.median(margins)), ".3f"))] if len(margins) else facts
+
+
+def _tables(quality: dict[str, Any]) -> list[tuple[str, list[str], str]]:
+    """The prepared tables: name, counts, median words of each of its texts."""
+    rows = []
+    for name, facts in sorted(quality.get("tables", {}).items()):
+        splits = [facts["per_split"].get(split, 0) for split in ("train", "validation", "test")]
+        counts = [facts["rows"], *splits, facts["groups"], facts["duplicates"]]
+        medians = [f"{text} {lengths['q50']:.0f}" for text, lengths in sorted(facts["words"].items()) if lengths]
+        rows.append((name, [f"{count:,}" for count in counts], ", ".join(medians)))
+    return rows
 
 
 def _facts(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from pipelines.errors import DataError
 from pipelines.evaluation.answers import Job, Prompt, answer, as_table
 from pipelines.evaluation.figures import against, describe
 from pipelines.evaluation.samples import SAMPLES
-from pipelines.judges import make_judge
+from pipelines.judges import make_judge, name_of
 
 SFT = "sft"
 
@@ -86,4 +86,4 @@ def _job(ctx: Context, name: str) -> Job:
 
 def _judged_by(judge: Judge) -> dict[str, Any]:
     """Who judged, for the report, which does not read this parameter itself."""
-    return {"judge": judge.callable or judge.kind, "judge_is_gold": judge.gold}
+    return {"judge": name_of(judge), "judge_is_gold": judge.gold}

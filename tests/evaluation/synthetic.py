@@ -42,12 +42,20 @@ def write_run(root: Path, policies: dict[str, str], prompts: int = 64, nasty: bo
     reward = _falling(40, 0.69, 0.45)
     reward["eval_accuracy"] = [0.5 + 0.2 * (1 - math.exp(-i / 10)) if i % 10 == 9 else np.nan for i in range(40)]
     reward.to_parquet(_made(artifacts / "reward" / "history.parquet"))
-    write_json(artifacts / "reward" / "metrics.json", {"pair_accuracy": 0.725})
+    write_json(artifacts / "reward" / "metrics.json", {"pair_accuracy": 0.725, "longer_wins": 0.5, "log_loss": 0.58})
     pairs, gold = preferences()
     write_table(pairs, artifacts / "preferences" / "pairs.parquet", PAIRS)
     write_table(gold, artifacts / "preferences" / "gold.parquet", GOLD)
-    quality = {"demonstrations": {"train": 1200, "test": 200}, "eos_share": 0.87, "templates": ["plain"], "leaks": 0}
-    write_json(artifacts / "prepared" / "quality.json", quality)
+    tables = {"prompts": prepared(528, "prompt", "reference"), "demonstrations": prepared(1500, "completion", "prompt")}
+    facts = {"tables": tables, "dropped": {"too short": 12_345, "empty": 0}, "prompts_in_two_splits": 0}
+    write_json(artifacts / "prepared" / "quality.json", facts)
+
+
+def prepared(rows: int, *texts: str) -> dict[str, object]:
+    """Facts of a prepared table, as the prepare stage writes them."""
+    splits = {"train": rows - 128, "validation": 64, "test": 64}
+    words = {name: {"q00": 1.0, "q50": 9.0, "q100": 21.0} for name in texts}
+    return {"rows": rows, "per_split": splits, "groups": 38, "duplicates": 0, "empty": 0, "words": words}
 
 
 def preferences() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -58,9 +66,9 @@ def preferences() -> tuple[pd.DataFrame, pd.DataFrame]:
         better, worse = ("so sweet a day", "day") if i % 2 else ("sweet", "a most foul villain")
         chosen, rejected = (worse, better) if i >= 3 else (better, worse)
         id_, prompt = f"q{i}", f"VIOLA: line {i}"
-        row = {"id": f"pair{i}", "prompt_id": id_, "prompt": prompt, "chosen": chosen, "rejected": rejected, "judge": "lexicon",
-               "group": "all", "margin": 0.4, "source": "judge", "split": split}  # fmt: skip
-        pairs.append(row)
+        names = {"id": f"pair{i}", "prompt_id": id_, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+        origin = {"judge": "lexicon", "group": "all", "margin": 0.4, "source": "judge", "split": split}
+        pairs.append(names | origin | {"chosen_ended": True, "rejected_ended": False})
         for index, (answer, score) in enumerate(((better, 0.6), (worse, -0.2))):
             row = {"answer_index": index, "answer": answer, "gold": score}
             gold.append({"prompt_id": id_, "prompt": prompt, **row, "split": split})

@@ -1,0 +1,199 @@
+"""The report page: what it holds, that it holds it safely, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from pipelines.evaluation import findings, page, plots
+from pipelines.evaluation.findings import in_hash_order, labels
+from pipelines.evaluation.svg import SERIES, inline
+from tests.evaluation.browser import Browser, browser, found
+from tests.evaluation.synthetic import NASTY, preferences, write_run
+
+METHODS = {"dpo": "dpo", "ppo": "ppo"}
+
+
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> findings.Findings:
+    root = tmp_path_factory.mktemp("run")
+    write_run(root, METHODS, prompts=40, nasty=True)
+    return findings.gather(root / "artifacts", METHODS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def drawn(gathered: findings.Findings) -> list[plots.Plot]:
+    return plots.draw(gathered)
+
+
+@pytest.fixture(scope="module")
+def html(gathered: findings.Findings, drawn: list[plots.Plot]) -> str:
+    return page.render(gathered, drawn, examples=10)
+
+
+class Visible(HTMLParser):
+    """The elements and their text, in order, without scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.found: list[tuple[str, str]] = []
+        self.ids: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [str(value) for key, value in attrs if key == "id"]
+        if tag not in ("meta", "link", "br", "input"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.stack and self.stack.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.stack and self.stack[-1] not in ("script", "style"):
+            self.found.append((self.stack[-1], data.strip()))
+
+
+def test_it_opens_with_the_verdict_and_the_win_table(html: str) -> None:
+    shown = Visible(html).found
+    heading = next(text for tag, text in shown if tag == "h1")
+    assert heading.startswith("Both policies beat the SFT model: dpo wins ")
+    first_table = html.index("<table")
+    assert html.index("<h1>") < first_table < html.index("<figure")
+    assert 'class="wins"' in html[first_table : first_table + 40]
+
+
+def test_the_ceiling_of_the_labels_by_hand() -> None:
+    """Four test pairs, three labelled in the gold order; over all five pairs three as well."""
+    pairs, gold = preferences()
+    assert labels(pairs, gold) == {"test_pairs": 4, "pair_accuracy_ceiling": 0.75, "label_agreement": 0.6}
+    assert labels(pairs, gold.iloc[:0]) == {"test_pairs": 4, "pair_accuracy_ceiling": None, "label_agreement": None}
+
+
+def test_the_figures_have_the_promised_shape(gathered: findings.Findings) -> None:
+    metrics = gathered.metrics
+    assert set(metrics) == {"sft", "reward", "policies"}
+    assert set(metrics["policies"]) == {"dpo", "ppo"}
+    keys = {"gold_mean", "reward_mean", "kl", "win", "lose", "tie", "win_rate", "win_rate_ci"}
+    assert all(keys <= set(row) for row in metrics["policies"].values())
+    assert all(row["win"] + row["lose"] + row["tie"] == pytest.approx(1.0, abs=2e-6) for row in metrics["policies"].values())
+    assert metrics["reward"]["pair_accuracy"] == 0.725
+    assert metrics["reward"]["pair_accuracy_ceiling"] == 0.75
+
+
+def test_the_examples_are_the_first_in_hash_order(gathered: findings.Findings, html: str) -> None:
+    # sha256: "a" ca978..., "b" 3e23e..., "c" 2e7d2...
+    assert in_hash_order(["a", "b", "c", "a"]) == ["c", "b", "a"]
+    texts = gathered.samples["sft"].drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
+    expected = [texts[id_] for id_ in in_hash_order(texts.index)[:10]]
+    assert [text for tag, text in Visible(html).found if tag == "p" and text in set(texts)] == expected
+
+
+def test_texts_of_models_cannot_become_markup(gathered: findings.Findings, html: str) -> None:
+    assert "alert(1)</script>" not in html
+    assert len(re.findall("<script", html)) == 2
+    data = re.search(r'<script type="application/json" id="samples">(.*?)</script>', html, re.S)
+    assert data
+    rows = json.loads(data.group(1))["rows"]
+    assert len(rows) == sum(map(len, gathered.samples.values()))
+    assert [row[3] for row in rows if row[1] == 0 and row[2] == "A"] == [NASTY] * 40
+
+
+def test_nothing_names_a_network_a_host_or_a_path(html: str, drawn: list[plots.Plot], tmp_path: Path) -> None:
+    assert "http://" not in html
+    assert "https://" not in html
+    assert not re.search(r'(?:src|href)="(?!#|data:)', html)
+    for text in (html, *(plot.svg for plot in drawn)):
+        assert "/tmp/" not in text
+        assert "<dc:date>" not in text
+
+
+def test_ids_are_unique_and_their_references_resolve(html: str) -> None:
+    ids = Visible(html).ids
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', html)) <= set(ids)
+
+
+def test_plots_are_whole_svg_and_take_the_colours_of_the_page(drawn: list[plots.Plot]) -> None:
+    names = [plot.name for plot in drawn]
+    assert len(names) == len(set(names))
+    assert {"reward", "kl", "frontier", "sft_loss", "reward_loss", "reward_accuracy", "dpo_accuracy", "dpo_margin"} <= set(names)
+    for plot in drawn:
+        ElementTree.fromstring(plot.svg)
+        inside = inline(plot)
+        ElementTree.fromstring(inside)
+        assert "var(--" in inside
+        assert not set(SERIES) & set(re.findall("#[0-9a-f]{6}", inside))
+        assert re.findall("#[0-9a-f]{6}", inside) == []
+
+
+def test_a_history_without_a_known_column_draws_nothing(gathered: findings.Findings) -> None:
+    bare = {name: pd.DataFrame({"step": [1, 2]}) for name in gathered.histories}
+    names = [plot.name for plot in plots.draw(findings.Findings(**(vars(gathered) | {"histories": bare})))]
+    assert names == ["frontier", "gold_distribution", "proxy"]
+
+
+def test_a_run_without_policies_has_a_page(tmp_path: Path) -> None:
+    write_run(tmp_path, {}, prompts=3)
+    alone = findings.gather(tmp_path / "artifacts", {}, seed=1)
+    assert "No policy was trained" in page.render(alone, plots.draw(alone), examples=10)
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Browser]:
+    if found() is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium): the page is not opened in a browser")
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(browser())
+        except RuntimeError as error:
+            pytest.skip(f"Chromium does not start on this machine ({error}): the page is not opened in a browser")
+        yield opened
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False), (1280, True)])
+def test_in_a_browser_nothing_fails_loads_or_overflows(tab: Browser, html: str, tmp_path: Path, width: int, dark: bool) -> None:
+    (tmp_path / "index.html").write_text(html, encoding="utf-8")
+    tab.open(tmp_path / "index.html", width, dark=dark)
+    tab.value("document.querySelectorAll('details').forEach((box) => { box.open = true; })")
+    assert tab.value("document.documentElement.scrollWidth") <= width
+    wide = (
+        "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll') && !e.closest('svg') && !e.closest('thead')"
+    )
+    wide += f" && e.getBoundingClientRect().right > {width} + 0.5).map((e) => e.outerHTML.slice(0, 80))"
+    assert tab.value(wide) == []
+    assert tab.value("document.querySelectorAll('#rows tr').length") == 30
+    assert tab.problems() == []
+    assert tab.requests() == []
+    background = tab.value("getComputedStyle(document.body).backgroundColor")
+    light = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
+    assert light < 60 if dark else light > 200
+
+
+def test_in_a_browser_the_table_can_be_searched(tab: Browser, html: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(html, encoding="utf-8")
+    tab.open(tmp_path / "index.html", 1280)
+    type_in = "(text) => { const e = document.getElementById('query'); e.value = text; e.dispatchEvent(new Event('input')); }"
+    assert tab.value("document.getElementById('count').textContent") == "480 answers"
+    tab.value(f"({type_in})('LEFT script')")  # words in any order, any case; markup is shown as text
+    assert tab.value("document.getElementById('count').textContent") == "40 answers"
+    assert NASTY in tab.value("document.querySelector('#rows td.t').textContent")
+    tab.value("document.getElementById('more').click()")
+    assert tab.value("document.querySelectorAll('#rows tr').length") == 40
+    assert tab.value("document.getElementById('more').hidden") is True
+    tab.value(f"({type_in})('')")
+    tab.value("{ const e = document.getElementById('order'); e.value = 'worst'; e.dispatchEvent(new Event('change')); }")
+    shown = tab.value(
+        "[...document.querySelectorAll('#rows td.n:nth-child(4)')].map((e) => Number(e.textContent.replace('−', '-')))"
+    )
+    assert shown == sorted(shown)
+    assert tab.problems() == []

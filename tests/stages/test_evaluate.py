@@ -1,0 +1,116 @@
+"""The evaluate stage on real small models: SFT first, then a policy against it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pipelines import config
+from pipelines.adapters.cluster import connect
+from pipelines.context import Context
+from pipelines.data.schemas import PROMPTS
+from pipelines.data.tables import read_table, write_table
+from pipelines.errors import DataError
+from pipelines.evaluation.samples import SAMPLES
+from pipelines.journal import Journal
+from pipelines.models.reward import new_reward, save_reward
+from pipelines.stages import evaluate
+from tests.small import model_folder
+
+ROOT = Path(__file__).parents[2]
+TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
+
+
+def _params() -> config.Params:
+    params = config.load(ROOT / "params.yaml")
+    generation = config.Generation(max_new_tokens=8, batch_size=4)
+    settings = config.Evaluate(answers=2, precision="float32", bootstrap=200, generation=generation)
+    runtime = config.Runtime(threads=1)
+    return params.model_copy(update={"evaluate": settings, "runtime": runtime})
+
+
+def _write_inputs(artifacts: Path) -> None:
+    for seed, name in enumerate(("base", "sft/model", "policies/ppo/model")):
+        model_folder(artifacts / name, seed)
+    model = new_reward(artifacts / "sft" / "model", "mean")
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    save_reward(model, artifacts / "reward")
+    rows = [(f"t{i}", text, "test") for i, text in enumerate(TESTED)] + [("v0", "ROMEO: But soft", "validation")]
+    write_table(_prompts(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
+
+
+def _prompts(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
+    columns = {"reference": "so", "template": "plain", "source": "test", "group": "play"}
+    return pd.DataFrame([{"id": id_, "prompt": text, **columns, "split": split} for id_, text, split in rows])
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[str, dict[str, float]]]:
+    """Both stages run as the runner runs them; their outputs moved into place."""
+    root = tmp_path_factory.mktemp("project")
+    _write_inputs(root / "artifacts")
+    params, results = _params(), {}
+    for stage in ("evaluate_sft", "evaluate@ppo"):
+        scratch = root / stage
+        scratch.mkdir()
+        with connect(params.runtime, scratch / "journal") as cluster:
+            ctx = Context(stage, params, root, scratch, Journal(scratch / "journal"), cluster)
+            results[stage] = evaluate.run(ctx)
+        staged = scratch / "outs" / "artifacts" / "evaluations"
+        (root / "artifacts" / "evaluations").mkdir(exist_ok=True)
+        for folder in staged.iterdir():
+            folder.replace(root / "artifacts" / "evaluations" / folder.name)
+    return ctx, results
+
+
+def test_only_held_out_prompts_are_answered(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    for name in ("sft", "ppo"):
+        table = read_table(evaluated[0].artifacts / "evaluations" / name / "samples.parquet", SAMPLES)
+        assert table["prompt"].drop_duplicates().tolist() == TESTED
+        assert table["answer"].tolist() == ["greedy", "A", "B"] * 3
+
+
+def test_the_figures_follow_from_the_samples(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    """Win, lose and tie counted again, answer by answer, from the two tables."""
+    folder = evaluated[0].artifacts / "evaluations"
+    ours, theirs = (pd.read_parquet(folder / name / "samples.parquet") for name in ("ppo", "sft"))
+    gaps = [a - b for a, b, name in zip(ours["gold"], theirs["gold"], ours["answer"], strict=True) if name != "greedy"]
+    metrics = json.loads((folder / "ppo" / "metrics.json").read_text(encoding="utf-8"))
+    wins, losses = sum(gap > 0.05 + 1e-9 for gap in gaps), sum(gap < -0.05 - 1e-9 for gap in gaps)
+    assert metrics["comparisons"] == len(gaps) == 6
+    assert metrics["win"] == pytest.approx(wins / 6, abs=1e-6)
+    assert metrics["lose"] == pytest.approx(losses / 6, abs=1e-6)
+    assert metrics["win_rate"] == pytest.approx(metrics["win"] + metrics["tie"] / 2, abs=2e-6)
+    assert metrics["win_rate_ci"][0] <= metrics["win_rate"] <= metrics["win_rate_ci"][1]
+    drawn = ours[ours["answer"] != "greedy"]
+    assert metrics["kl"] == pytest.approx((drawn["logprob"] - drawn["logprob_sft"]).mean(), abs=1e-6)
+    assert metrics["eos_rate"] == pytest.approx(drawn["ended"].mean(), abs=1e-6)
+
+
+def test_sft_has_no_drift_and_no_win_rate(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    metrics = json.loads((evaluated[0].artifacts / "evaluations" / "sft" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["kl"], metrics["kl_se"]) == (0.0, 0.0)
+    assert "win_rate" not in metrics
+    assert (metrics["judge"], metrics["judge_is_gold"]) == ("lexicon", True)
+
+
+def test_the_stage_returns_flat_numbers(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    final = evaluated[1]["evaluate@ppo"]
+    assert all(isinstance(value, float) for value in final.values())
+    assert final["win_rate_ci_low"] <= final["win_rate"] <= final["win_rate_ci_high"]
+    assert "judge" not in final
+    assert "judge_is_gold" not in final
+    assert "gold_mean" in evaluated[1]["evaluate_sft"]
+
+
+def test_no_held_out_prompt_is_an_error_of_the_data(
+    evaluated: tuple[Context, dict[str, dict[str, float]]], tmp_path: Path
+) -> None:
+    write_table(_prompts([("v0", "ROMEO: But soft", "train")]), tmp_path / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
+    with pytest.raises(DataError, match="raise prepare.test_prompts"):
+        evaluate.run(replace(evaluated[0], root=tmp_path))
