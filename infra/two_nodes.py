@@ -10,19 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.adapters.session import write_token  # noqa: E402  (the script is called by its path)
+from pipelines.adapters.session import scratch_folder, write_token  # noqa: E402  (the script is called by its path)
 
 START_SECONDS = 90.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
@@ -46,11 +47,13 @@ def start(root: Path, cpus: int = 1) -> str:
     write_token(token)
     environment = {**os.environ, **QUIET, "RAY_AUTH_TOKEN_PATH": str(token)}
     host, port, client_port = "127.0.0.1", _free_port(), _free_port()
+    folder = scratch_folder()
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={client_port}"]
+    head.append(f"--temp-dir={folder}")  # or every later ray.init() on this machine would look for this cluster
     nodes: list[int] = []
     for arguments in (head, [f"--address={host}:{port}"]):
         nodes.append(_node([*arguments, f"--node-ip-address={host}", f"--num-cpus={cpus}"], root, environment))
-        state.write_text(json.dumps({"address": f"{host}:{port}", "nodes": nodes}), encoding="utf-8")
+        state.write_text(json.dumps({"address": f"{host}:{port}", "nodes": nodes, "folder": str(folder)}), encoding="utf-8")
         _wait(f"{host}:{port}", len(nodes), nodes, environment)
     return f"{host}:{port}"
 
@@ -60,13 +63,15 @@ def stop(root: Path) -> None:
     state = _state(root)
     if not state.exists():
         return
-    groups = json.loads(state.read_text(encoding="utf-8"))["nodes"]
+    known = json.loads(state.read_text(encoding="utf-8"))
+    groups = known["nodes"]
     for number, seconds in ((signal.SIGTERM, 4.0), (signal.SIGKILL, 5.0)):
         for group in reversed(groups):
             _signal(group, number)
         deadline = time.monotonic() + seconds
         while any(_runs(group) for group in groups) and time.monotonic() < deadline:
             time.sleep(0.1)
+    shutil.rmtree(known["folder"], ignore_errors=True)
     state.unlink()
 
 
@@ -111,10 +116,8 @@ def _wait(address: str, count: int, groups: list[int], environment: dict[str, st
 
 def _runs(group: int) -> bool:
     """Whether any process of the group is left; collects our own child."""
-    try:
+    with suppress(ChildProcessError):
         os.waitpid(group, os.WNOHANG)
-    except ChildProcessError:
-        pass
     return _signal(group, 0)
 
 

@@ -6,7 +6,10 @@ import contextlib
 import math
 import os
 import secrets
+import shutil
 import signal
+import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,12 +51,22 @@ def started(runtime: Runtime) -> Iterator[str]:
     _use_token(create=True)
     cpus = threads_of(runtime) * runtime.workers * runtime.parallel_stages
     gpus = math.ceil(runtime.gpus_per_worker * runtime.workers) if runtime.gpus_per_worker else None
-    with _own_signal_handlers():
-        ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **_common())
+    folder = scratch_folder()
     try:
+        with _own_signal_handlers():
+            ray.init(
+                address="local",  # without it Ray joins any cluster that this machine runs, or ran
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+                **_common(),
+            )
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -65,18 +78,38 @@ def joined(address: str) -> Iterator[str]:
         yield address
         return
     _use_token(create=False)
+    _knock(address)
     try:
         with _own_signal_handlers():
             ray.init(address=address, **_common())
     except Exception as error:  # ConnectionError, AuthenticationError, RuntimeError: Ray has no common class for them
-        raise EnvironmentFault(
-            f"runtime.ray.address or {ADDRESS}: no Ray cluster can be used at {address} ({first_line(error)}); "
-            "start one (python infra/two_nodes.py start), correct the address, or leave it empty"
-        ) from error
+        raise _unusable(address, first_line(error)) from error
     try:
         yield address
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray tries for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise _unusable(address, error.strerror or str(error)) from error
+
+
+def _unusable(address: str, reason: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"runtime.ray.address or {ADDRESS}: no Ray cluster can be used at {address} ({reason}); "
+        "start one (python infra/two_nodes.py start), correct the address, or leave it empty"
+    )
+
+
+def scratch_folder() -> Path:
+    """A fresh private folder for a cluster's sockets and logs; short, because a socket's path may have 107 characters."""
+    return Path(tempfile.mkdtemp(prefix="prefloop-ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
 
 
 def _common() -> dict[str, Any]:
