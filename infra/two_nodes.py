@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.adapters.session import scratch_folder, write_token  # noqa: E402  (the script is called by its path)
+from pipelines.adapters.session import write_token  # noqa: E402  (the script is called by its path)
 
 START_SECONDS = 90.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
@@ -47,13 +48,13 @@ def start(root: Path, cpus: int = 1) -> str:
     write_token(token)
     environment = {**os.environ, **QUIET, "RAY_AUTH_TOKEN_PATH": str(token)}
     host, port, client_port = "127.0.0.1", _free_port(), _free_port()
-    folder = scratch_folder()
+    folder = tempfile.mkdtemp(prefix="two-nodes-", dir="/tmp")
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={client_port}"]
     head.append(f"--temp-dir={folder}")  # or every later ray.init() on this machine would look for this cluster
     nodes: list[int] = []
     for arguments in (head, [f"--address={host}:{port}"]):
         nodes.append(_node([*arguments, f"--node-ip-address={host}", f"--num-cpus={cpus}"], root, environment))
-        state.write_text(json.dumps({"address": f"{host}:{port}", "nodes": nodes, "folder": str(folder)}), encoding="utf-8")
+        state.write_text(json.dumps({"address": f"{host}:{port}", "nodes": nodes, "folder": folder}), encoding="utf-8")
         _wait(f"{host}:{port}", len(nodes), nodes, environment)
     return f"{host}:{port}"
 

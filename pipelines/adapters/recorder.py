@@ -113,7 +113,7 @@ class Recorder:
                 try:
                     self._connect()
                     for path in paths:
-                        self._carry(path)
+                        self._carry_or_set_aside(path)
                     (self.folder / "trouble").unlink(missing_ok=True)
                 except FileNotFoundError as error:  # the project was removed under our feet
                     print(error, file=sys.stderr, flush=True)
@@ -129,6 +129,14 @@ class Recorder:
             client, self._experiment = connect(self.root)
             _sweep(client, self._experiment)
             self._client = client
+
+    def _carry_or_set_aside(self, path: Path) -> None:
+        """A damaged file (a full disk cuts lines) must not hold up the others."""
+        try:
+            self._carry(path)
+        except (ValueError, KeyError, TypeError) as error:
+            print(f"{path.name}: set aside as .bad: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            path.rename(path.with_suffix(".bad"))
 
     def _carry(self, path: Path) -> None:
         """Send what is new in one spool file; behind its end, remove it."""

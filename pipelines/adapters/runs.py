@@ -122,7 +122,7 @@ class Run:
         """Final metrics, output hashes, status."""
         step = self._last_step(message)
         final = {**message.get("metrics", {}), **message.get("measured", {})}
-        self._send([Metric(key, float(value), message["time"], step) for key, value in sorted(final.items())])
+        self._send(list(_metrics(final, message["time"], step)))
         tags = {}
         if outs := message.get("outs"):
             tags["prefloop.outs"] = outs_hash(outs)
@@ -148,7 +148,7 @@ class Run:
         return int(json.loads(lines[-1])["step"]) if lines else 0
 
     def _send(self, metrics: list[Metric]) -> None:
-        for batch in _cut([metric for metric in metrics if not math.isinf(metric.value)], METRICS_A_BATCH):
+        for batch in _cut(metrics, METRICS_A_BATCH):
             self._try(lambda batch=batch: self.client.log_batch(self.id, metrics=batch))  # type: ignore[misc]
 
     def _try(self, call: Callable[[], object]) -> None:
@@ -163,12 +163,18 @@ class Run:
 def _points(message: dict[str, Any]) -> Iterator[Metric]:
     """Journal lines as metrics: the reproducible ones as named, seconds under ``time/``, bytes under ``memory/``."""
     for line in message["lines"]:
-        for key, value in line.get("metrics", {}).items():
-            yield Metric(key, float(value), message["time"], int(line["step"]))
+        named = dict(line.get("metrics", {}))
         for key, value in line.get("timings", {}).items():
             kind = "memory" if key.endswith("bytes") or key.startswith(("memory", "rss")) else "time"
-            name = key if key.startswith(("memory/", "time/")) else f"{kind}/{key}"
-            yield Metric(name, float(value), message["time"], int(line["step"]))
+            named[key if key.startswith(("memory/", "time/")) else f"{kind}/{key}"] = value
+        yield from _metrics(named, message["time"], int(line["step"]))
+
+
+def _metrics(named: dict[str, Any], time: int, step: int) -> Iterator[Metric]:
+    """Numbers only; an infinity is left out, because the store would keep it as 1.8e308."""
+    for key, value in sorted(named.items()):
+        if isinstance(value, int | float) and not math.isinf(value):
+            yield Metric(key, float(value), time, step)
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:

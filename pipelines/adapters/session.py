@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.adapters.spool import started_at
 from pipelines.config import Runtime
 from pipelines.errors import EnvironmentFault
 
 ADDRESS = "PREFLOOP_RAY_ADDRESS"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+FOLDER = "prefloop-ray"
 OBJECT_STORE_BYTES = 256 * 2**20
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,7 +53,7 @@ def started(runtime: Runtime) -> Iterator[str]:
     _use_token(create=True)
     cpus = threads_of(runtime) * runtime.workers * runtime.parallel_stages
     gpus = math.ceil(runtime.gpus_per_worker * runtime.workers) if runtime.gpus_per_worker else None
-    folder = scratch_folder()
+    folder = _scratch_folder()
     try:
         with _own_signal_handlers():
             ray.init(
@@ -107,9 +109,17 @@ def _unusable(address: str, reason: str) -> EnvironmentFault:
     )
 
 
-def scratch_folder() -> Path:
-    """A fresh private folder for a cluster's sockets and logs; short, because a socket's path may have 107 characters."""
-    return Path(tempfile.mkdtemp(prefix="prefloop-ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
+def _scratch_folder() -> Path:
+    """A fresh private folder for a cluster's sockets and logs; short, because a socket's path may have 107 characters.
+
+    Removes those of clusters whose process was killed and could not.
+    """
+    place = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    for old in place.glob(f"{FOLDER}-*-*"):
+        with contextlib.suppress(OSError, ValueError):
+            if old.stat().st_uid == os.getuid() and not started_at(int(old.name.split("-")[-2])):
+                shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{FOLDER}-{os.getpid()}-", dir=place))
 
 
 def _common() -> dict[str, Any]:

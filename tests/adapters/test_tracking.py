@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def test_a_killed_stage_is_failed_at_once_and_goes_on(root: Path, tmp_path: Path
     assert client_of(root).get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_locked_database_costs_the_stage_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tracker = tracking.open_stage(root, "dpo", tmp_path, {}, {}, "")
     run_id = tracker.run_id()
@@ -179,11 +181,19 @@ def test_a_locked_database_costs_the_stage_nothing(root: Path, tmp_path: Path, c
 
 def test_a_refused_metric_spoils_nothing_else(root: Path, tmp_path: Path) -> None:
     tracker = tracking.open_stage(root, "evaluate_sft", tmp_path, {}, {}, "")
-    tracker.log([{"step": 1, "metrics": {"not@allowed": 1.0}, "timings": {}}])
+    tracker.log([{"step": 1, "metrics": {"not@allowed": 1.0, "none": None}, "timings": {}}])
     tracker.finish({"gold_mean": 0.1}, {})
     (run,) = runs(root, "evaluate_sft")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["gold_mean"] == 0.1
+
+
+def test_a_damaged_spool_file_holds_nothing_up(root: Path, tmp_path: Path) -> None:
+    damaged = spool.folder_of(root) / "0-sft-damaged.jsonl"
+    damaged.write_text('{"op": "open", "na\n')
+    tracking.open_stage(root, "evaluate@ppo", tmp_path, {}, {}, "").finish({}, {})
+    assert [run.info.status for run in runs(root, "evaluate@ppo")] == ["FINISHED"]
+    assert damaged.with_suffix(".bad").exists()
 
 
 def test_many_processes_share_a_fresh_database(tmp_path: Path) -> None:
@@ -247,3 +257,46 @@ def test_a_server_that_is_down_is_caught_up_with(tmp_path: Path, monkeypatch: py
     tracking.open_stage(tmp_path, "reward", tmp_path / "more", {}, {}, "").finish({}, {})
     (run,) = runs(tmp_path, "sft")
     assert (run.info.status, run.data.metrics["loss"], run.data.metrics["eval_loss"]) == ("FINISHED", 1.0, 1.5)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real MLflow server, killed while the stage logs; what it missed arrives when it is back."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    store = f"sqlite:///{tmp_path / 'server.db'}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port), "--backend-store-uri", store]
+
+    def serve() -> subprocess.Popen:
+        server = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+        until(lambda: _answers(port), seconds=120)
+        return server
+
+    server = serve()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        tracker = tracking.open_stage(tmp_path, "sft", tmp_path / "scratch", PARAMS, INPUTS, "")
+        tracker.log([line(1, loss=3.0)])
+        run_id = tracker.run_id()
+        until(lambda: "loss" in client_of(tmp_path).get_run(run_id).data.metrics)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        before = time.monotonic()
+        tracker.log([line(2, loss=2.5)])
+        assert time.monotonic() - before < 1.0
+        until(lambda: (spool.folder_of(tmp_path) / "trouble").exists())
+        tracker.finish({"eval_loss": 2.25}, OUTS)
+        server = serve()
+        until(lambda: client_of(tmp_path).get_run(run_id).info.status == "FINISHED", seconds=60)
+        assert len(client_of(tmp_path).get_metric_history(run_id, "loss")) == 2
+        assert tracking.find_run(tmp_path, "sft", tracking.outs_hash(OUTS)) == run_id
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
