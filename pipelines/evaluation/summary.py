@@ -51,7 +51,7 @@ def standing(policy: Metrics) -> str:
 
 
 def verdict(metrics: Metrics) -> str:
-    """The run in one sentence; with more than four policies only the best one's figures are named."""
+    """The run in one sentence, with what a win was paid for; of more than four policies only the best one's figures."""
     policies = metrics["policies"]
     if not policies:
         return "No policy was trained: only the SFT model was evaluated."
@@ -61,7 +61,7 @@ def verdict(metrics: Metrics) -> str:
     claim = _claim(groups, len(policies))
     shown = list(policies) if len(policies) <= 4 else [max(policies, key=lambda name: policies[name]["win_rate"])]
     figures = [_figures(name, policies[name], first=index == 0) for index, name in enumerate(shown)]
-    return f"{claim}: {_joined(figures)}."
+    return f"{claim}: {_joined(figures)}{_caution(policies)}."
 
 
 def checks(metrics: Metrics) -> list[Check]:
@@ -163,6 +163,21 @@ def _figures(name: str, policy: Metrics, first: bool) -> str:
     of = " of the comparisons" if first else ""
     interval = f"{'95 % interval ' if first else ''}{100 * low:.0f} to {100 * high:.0f}"
     return f"{name} {wins}{percent(policy['win_rate'], 0)}{of} ({interval})"
+
+
+def _caution(policies: dict[str, Metrics]) -> str:
+    """What the win rate does not say: language lost, or a reward model that prefers what the judge finds worse."""
+    english = [name for name, policy in policies.items() if policy["perplexity_ratio"] > MAX_PERPLEXITY_RATIO]
+    varied = [name for name, policy in policies.items() if policy["distinct_2_ratio"] < MIN_DISTINCT_RATIO]
+    gamed = [name for name, policy in policies.items() if standing(policy) == "worse" and policy["reward_win_rate_ci"][0] > 0.5]
+    parts = [f"{_counted(english)} reads less like English"] if english else []
+    parts += [f"{_counted(varied)} repeats itself across prompts"] if varied else []
+    parts += [f"{_counted(gamed)} pleases the reward model alone"] if gamed else []
+    return f"; but {_joined(parts)}" if parts else ""
+
+
+def _counted(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"each of {_joined(names) if len(names) <= 3 else f'{len(names)} policies'}"
 
 
 def _at_least(subject: str, what: str, value: float | None, limit: float) -> Check | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines.config import Evaluate
+from pipelines import config
 from pipelines.data.schemas import GOLD, PAIRS
 from pipelines.data.tables import write_json, write_table
 from pipelines.evaluation.figures import against, describe
@@ -22,6 +22,21 @@ OPENINGS = ("What say you to the news that", "I pray thee, tell me where the", "
 NASTY = 'He said "</script><script>alert(1)</script>" & <b>left</b>;'
 
 
+def params(evaluate: config.Evaluate | None = None) -> config.Params:
+    """A configuration with the policies ``ppo`` and ``dpo``."""
+    return config.Params(
+        prepare=config.Prepare(),
+        base=config.Base(),
+        sft=config.Sft(),
+        preferences=config.Preferences(judge=config.Judge()),
+        reward=config.Reward(),
+        policies={"ppo": config.Ppo(method="ppo"), "dpo": config.Dpo(method="dpo")},
+        evaluate=evaluate or config.Evaluate(),
+        report=config.Report(),
+        runtime=config.Runtime(threads=1),
+    )
+
+
 def write_run(root: Path, policies: dict[str, str], prompts: int = 64, nasty: bool = False) -> None:
     """Everything that the report stage reads; ``policies`` is name -> method, a later one is better than an earlier one."""
     artifacts = root / "artifacts"
@@ -33,7 +48,7 @@ def write_run(root: Path, policies: dict[str, str], prompts: int = 64, nasty: bo
     for name, table in tables.items():
         figures = describe(table) | {"judge": "lexicon", "judge_is_gold": True}
         if name != "sft":
-            figures |= against(table, tables["sft"], Evaluate(), seed=1)
+            figures |= against(table, tables["sft"], config.Evaluate(), seed=1)
         write_table(table, artifacts / "evaluations" / name / "samples.parquet", SAMPLES)
         write_json(artifacts / "evaluations" / name / "metrics.json", figures)
     for name, method in policies.items():

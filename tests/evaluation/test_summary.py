@@ -20,7 +20,7 @@ def _policy(rate: float, low: float, high: float, **changes: float) -> dict[str,
         "win_rate": rate,
     }
     more = {"win_rate_ci": [low, high], "length": 12.0, "eos_rate": 0.8, "perplexity": 50.0, "perplexity_ratio": 1.25}
-    return figures | more | {"distinct_2_ratio": 0.95} | changes
+    return figures | more | {"distinct_2_ratio": 0.95, "reward_win_rate_ci": [0.6, 0.8]} | changes
 
 
 def _metrics(**policies: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +60,15 @@ def test_many_policies_name_the_best_only() -> None:
     policies = {f"p{i}": _policy(0.6 + i / 100, 0.55, 0.7) for i in range(6)}
     sentence = summary.verdict(_metrics(**policies))
     assert sentence == "All 6 policies beat the SFT model: p5 wins 65 % of the comparisons (95 % interval 55 to 70)."
+
+
+def test_the_verdict_says_what_a_win_was_paid_for() -> None:
+    bland, garbled = _policy(0.9, 0.85, 0.95, distinct_2_ratio=0.4), _policy(0.9, 0.85, 0.95, perplexity_ratio=2.0)
+    assert summary.verdict(_metrics(a=bland)).endswith("(95 % interval 85 to 95); but a repeats itself across prompts.")
+    sentence = summary.verdict(_metrics(a=bland, b=bland, c=garbled))
+    assert sentence.endswith("; but c reads less like English and each of a and b repeats itself across prompts.")
+    assert summary.verdict(_metrics(a=WORSE)).endswith("; but a pleases the reward model alone.")
+    assert "but" not in summary.verdict(_metrics(a=BETTER, b=UNSURE))
 
 
 def test_the_interval_must_be_wholly_above_one_half() -> None:

@@ -20,18 +20,14 @@ from pipelines.evaluation.samples import SAMPLES
 from pipelines.journal import Journal
 from pipelines.models.reward import new_reward, save_reward
 from pipelines.stages import evaluate
+from tests.evaluation.synthetic import params
 from tests.small import model_folder
 
-ROOT = Path(__file__).parents[2]
 TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
 
 
-def _params() -> config.Params:
-    params = config.load(ROOT / "params.yaml")
-    generation = config.Generation(max_new_tokens=8, batch_size=4)
-    settings = config.Evaluate(answers=2, precision="float32", bootstrap=200, generation=generation)
-    runtime = config.Runtime(threads=1)
-    return params.model_copy(update={"evaluate": settings, "runtime": runtime})
+GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
+EVALUATE = config.Evaluate(answers=2, precision="float32", bootstrap=200, generation=GENERATION)
 
 
 def _write_inputs(artifacts: Path) -> None:
@@ -54,12 +50,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[s
     """Both stages run as the runner runs them; their outputs moved into place."""
     root = tmp_path_factory.mktemp("project")
     _write_inputs(root / "artifacts")
-    params, results = _params(), {}
+    settings, results = params(EVALUATE), {}
     for stage in ("evaluate_sft", "evaluate@ppo"):
         scratch = root / stage
         scratch.mkdir()
-        with connect(params.runtime, scratch / "journal") as cluster:
-            ctx = Context(stage, params, root, scratch, Journal(scratch / "journal"), cluster)
+        with connect(settings.runtime, scratch / "journal") as cluster:
+            ctx = Context(stage, settings, root, scratch, Journal(scratch / "journal"), cluster)
             results[stage] = evaluate.run(ctx)
         staged = scratch / "outs" / "artifacts" / "evaluations"
         (root / "artifacts" / "evaluations").mkdir(exist_ok=True)

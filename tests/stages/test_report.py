@@ -14,17 +14,16 @@ import pytest
 from tests.evaluation.synthetic import write_run
 
 ROOT = Path(__file__).parents[2]
-PARAMS = ROOT / "params.yaml"
 RUN = """
 import sys
 from pathlib import Path
-from pipelines import config
 from pipelines.adapters.cluster import connect
 from pipelines.context import Context
 from pipelines.journal import Journal
 from pipelines.stages import report
+from tests.evaluation import synthetic
 root = Path(sys.argv[1])
-params = config.load(Path(sys.argv[2]))
+params = synthetic.params()
 journal = root / "scratch" / "journal.jsonl"
 journal.parent.mkdir(parents=True)
 with connect(params.runtime, journal) as cluster:
@@ -36,7 +35,7 @@ def _run(root: Path, hash_seed: str) -> dict[str, str]:
     """Run the stage in a process of its own; the SHA-256 of every output by its path."""
     write_run(root, {"ppo": "ppo", "dpo": "dpo", "stale": "dpo"}, prompts=24)
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", RUN, str(root), str(PARAMS)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", RUN, str(root)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     out = root / "scratch" / "outs" / "artifacts" / "report"
     files = sorted(path for path in out.rglob("*") if path.is_file())
