@@ -1,0 +1,1 @@
+"""Prefect flows: when and in which order. ``python -m flows`` is the command line ``prefloop``."""

@@ -1,0 +1,98 @@
+"""What a flow run leaves for people: MLflow's parent run, the summary in Prefect, the report page with its lineage.
+
+Lineage (commit, hashes, run ids) is added here, after DVC, to an unhashed copy: outputs hold content only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks import versions
+
+PAGE = Path(".runs/report/index.html")
+
+
+@contextmanager
+def parent_run(root: Path, plan: versions.Plan, tags: dict[str, str]) -> Iterator[str]:
+    """The MLflow run that the stages nest under, only where a stage will really run; yields its id, or ""."""
+    if not plan.names("run"):
+        yield ""
+        return
+    from pipelines.adapters import tracking
+
+    with tracking.parent(root, "train", tags) as run_id:
+        yield run_id
+
+
+def summary(root: Path) -> str:
+    """The summary in Markdown, published as the Prefect artifact ``summary`` of the flow run; "" without a report."""
+    from prefect.artifacts import create_markdown_artifact
+
+    from pipelines.evaluation import summary as made
+
+    path = root / "artifacts" / "report" / "metrics.json"
+    if not path.exists():
+        return ""
+    markdown = made.markdown(made.load(path))
+    create_markdown_artifact(markdown, key="summary", description="Policies against the SFT model, on held-out prompts")
+    return markdown
+
+
+def report(root: Path, mlflow_run: str, flow_run: str) -> Path | None:
+    """Write ``.runs/report/index.html``: the report with a box that says where it comes from. None without a report."""
+    source = root / "artifacts" / "report" / "index.html"
+    if not source.exists():
+        return None
+    rows = lineage(root, mlflow_run or _recorded_run(root), flow_run)
+    cells = "".join(f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in rows.items())
+    box = f'<section id="lineage"><h2>Where this page comes from</h2><dl>{cells}</dl></section>'
+    before, mark, after = source.read_text(encoding="utf-8").rpartition("</body>")
+    page = root / PAGE
+    page.parent.mkdir(parents=True, exist_ok=True)
+    fresh = page.with_suffix(".new")
+    fresh.write_text(before + box + mark + after if mark else after + box, encoding="utf-8")
+    fresh.replace(page)
+    return page
+
+
+def lineage(root: Path, mlflow_run: str, flow_run: str) -> dict[str, str]:
+    """Which code, parameters and results, and which runs."""
+    rows = {"commit": commit(root)}
+    for name in ("dvc.lock", "params.yaml"):
+        path = root / name
+        if path.exists():
+            rows[f"{name} (sha256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return rows | {
+        "MLflow run": mlflow_run or "none: no stage ran",
+        "Prefect flow run": flow_run or "none: everything was up to date",
+    }
+
+
+def commit(root: Path) -> str:
+    """The git commit, and whether code differs from it (params.yaml and dvc.lock may)."""
+    head = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!params.yaml", ":!dvc.lock")
+    return f"{head} with uncommitted changes" if head and changed else head or "unknown: not a git repository"
+
+
+def _recorded_run(root: Path) -> str:
+    """The MLflow run that made the present report, found by the hash of its outputs; "" where there is none."""
+    if not (root / "mlflow.db").exists() and "MLFLOW_TRACKING_URI" not in os.environ:
+        return ""
+    from pipelines.adapters import tracking
+
+    return tracking.find_run(root, "report", tracking.outs_hash(versions.outs(root, "report")))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

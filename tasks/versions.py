@@ -1,0 +1,328 @@
+"""What DVC knows: the graph, what is up to date, what would run and why. DVC's errors become one line with an exit code.
+
+dvc.yaml owns the graph; nothing here lists a stage or an edge.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
+
+Action = Literal["unchanged", "restore", "run"]
+Graph = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do with one stage, and why; ``after`` names the stages that it waits for."""
+
+    stage: str
+    action: Action
+    why: str
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in an order in which they can run; ``foreign``: outputs that neither a stage nor DVC knows."""
+
+    stages: tuple[Planned, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to run, nothing to restore."""
+        return all(planned.action == "unchanged" for planned in self.stages)
+
+    def names(self, action: Action) -> list[str]:
+        """The stages with this action."""
+        return [planned.stage for planned in self.stages if planned.action == action]
+
+
+def plan(root: Path, only: tuple[str, ...] = (), force: bool = False) -> Plan:
+    """Compare the workspace with dvc.lock and the run cache: one pass, a second or less, changes nothing.
+
+    ``only`` names stages (``policy`` stands for every ``policy@...``); the others are left out. Raises ConfigurationError
+    for an unknown stage or a missing source, EnvironmentFault for a damaged dvc.lock.
+    """
+    with opened(root) as repo:
+        nodes = _ordered(repo)
+        chosen = _chosen(only, [stage.name for stage, _ in nodes])
+        actions: dict[str, Action] = {}
+        outs: dict[str, Any] = {}
+        planned, foreign = [], []
+        for stage, after in nodes:
+            if only and stage.name not in chosen:
+                continue
+            known = tuple(name for name in after if name in actions)
+            _sources_exist(stage, repo, root)
+            action, why = _judged(stage, known, actions, outs)
+            if force:
+                action, why = "run", "forced"
+            actions[stage.name] = action
+            planned.append(Planned(stage.name, action, why, known))
+            foreign += _foreign(stage, root)
+    return Plan(tuple(planned), tuple(foreign))
+
+
+def refuse_foreign(plan: Plan) -> None:
+    """Raise EnvironmentFault when an output was changed by hand: a run would overwrite it."""
+    if plan.foreign:
+        paths = ", ".join(plan.foreign)
+        raise EnvironmentFault(
+            f"{paths}: changed by hand (the content is neither in dvc.lock nor in DVC's cache), and a run would overwrite it; "
+            f"`{tool('dvc')} checkout --force {' '.join(plan.foreign)}` restores the result, "
+            "`prefloop run --force` runs every stage again"
+        )
+
+
+def outs(root: Path, stage: str) -> dict[str, str]:
+    """A stage's outputs and their hashes (path -> md5) as dvc.lock has them; empty when it has none."""
+    with opened(root) as repo:
+        return {
+            str(out.def_path): str(out.hash_info.value)
+            for found in repo.stage.collect(stage)
+            for out in found.outs
+            if out.hash_info
+        }
+
+
+def share_cache(root: Path, worktree: Path) -> None:
+    """Let a worktree use this project's DVC cache, linked rather than copied, and this machine's other DVC settings."""
+    from dvc.repo import Repo
+
+    local = root / ".dvc" / "config.local"
+    if local.exists():
+        shutil.copy2(local, worktree / ".dvc" / "config.local")
+    with Repo(str(root)) as repo:
+        cache = str(Path(repo.cache.local_cache_dir).resolve())
+    with Repo(str(worktree)) as repo, repo.config.edit("local") as settings:
+        settings["cache"] = {"dir": cache, "type": ["reflink", "hardlink", "symlink", "copy"]}
+
+
+def sources(root: Path) -> list[str]:
+    """The files and folders that stages read and no stage writes."""
+    with opened(root) as repo:
+        deps = {dep.def_path: dep for stage in repo.index.stages for dep in stage.deps if dep.hash_name == "md5"}
+        return sorted(str(path) for path, dep in deps.items() if not _made_by_a_stage(dep, repo))
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[Any]:
+    """DVC's repository with its lock held; what DVC finds wrong is raised as a PrefloopError of one line."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo, lock_repo
+
+    os.environ.update(private(root))
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    try:
+        with Repo(str(root)) as repo, lock_repo(repo):
+            yield repo
+    except LockError as error:
+        raise EnvironmentFault(
+            "DVC is at work in this folder (another run, or a `dvc` command); wait for it or stop it"
+        ) from error
+    except DvcException as error:
+        raise explained(error, root) from error
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What a ``dvc repro`` inherits: this virtual environment's python first, a plain shell, no telemetry, a private cache."""
+    from pipelines.__main__ import QUIET
+
+    here = str(Path(sys.executable).parent)
+    dropped = ("DVC_ROOT", "DVC_STAGE", "PYTHONSAFEPATH")
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    path = os.pathsep.join([here, inherited.get("PATH", os.defpath)])
+    return {**QUIET, **inherited, **private(root), "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
+
+
+def private(root: Path) -> dict[str, str]:
+    """DVC's site cache inside the project, readable by its owner only: DVC unpickles what it finds there."""
+    folder = root / ".dvc" / "tmp" / "site"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return {"DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(folder)}
+
+
+def tool(name: str) -> str:
+    """How a person calls a tool of this virtual environment: ``.venv/bin/dvc`` from the project's folder, else its name."""
+    path = Path(sys.executable).with_name(name)
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else name
+
+
+def explained(error: Exception, root: Path) -> PrefloopError:
+    """DVC's error in one line: which file, what is wrong, how to mend it."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
+
+    if isinstance(error, NotDvcRepoError):
+        return EnvironmentFault(f"{root}: not a prefloop project (no .dvc folder); change into its folder")
+    if isinstance(error, YAMLSyntaxError | YAMLValidationError):
+        name, detail = Path(str(error.args[0]).split("'")[1]).name, _cause(error)
+        if name == "dvc.lock":
+            committed = subprocess.run(["git", "cat-file", "-e", "HEAD:dvc.lock"], cwd=root, capture_output=True).returncode == 0
+            mend = "`git checkout dvc.lock` restores the committed one, or delete it" if committed else "delete it"
+            return EnvironmentFault(f"dvc.lock: damaged ({detail}); {mend}: results come back from DVC's run cache")
+        return ConfigurationError(f"{name}: not valid ({detail})")
+    return ConfigurationError(f"dvc: {_flat(str(error))}")
+
+
+def _ordered(repo: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    """The stages with the names of what they wait for, in an order in which they can run: as in dvc.yaml where it allows."""
+    graph = repo.index.graph
+    waiting = [(stage, {before.name for before in graph.successors(stage)}) for stage in repo.index.stages if stage.name]
+    ordered: list[tuple[Any, tuple[str, ...]]] = []
+    done: set[str] = set()
+    while waiting:
+        ready = next(entry for entry in waiting if entry[1] <= done)
+        waiting.remove(ready)
+        done.add(ready[0].name)
+        ordered.append((ready[0], tuple(name for name in (stage.name for stage, _ in ordered) if name in ready[1])))
+    return ordered
+
+
+def _chosen(only: tuple[str, ...], names: list[str]) -> set[str]:
+    chosen: set[str] = set()
+    for word in only:
+        found = {name for name in names if word in (name, name.partition("@")[0])}
+        if not found:
+            raise ConfigurationError(f"--only {word}: no such stage; stages: {', '.join(names)}")
+        chosen |= found
+    return chosen
+
+
+def _sources_exist(stage: Any, repo: Any, root: Path) -> None:
+    """A missing file that no stage writes would stop DVC in the middle of a run: say so before anything starts."""
+    for dep in stage.deps:
+        if not _made_by_a_stage(dep, repo) and not dep.exists:
+            raise ConfigurationError(
+                f"{dep.def_path}: no such file or folder; the stage {stage.name} reads it: "
+                "put it there, or correct its path in params.yaml"
+            )
+
+
+def _made_by_a_stage(dep: Any, repo: Any) -> bool:
+    paths = (out.fs_path for out in repo.index.outs)
+    return any(path == dep.fs_path or _inside(path, dep.fs_path) or _inside(dep.fs_path, path) for path in paths)
+
+
+def _judged(stage: Any, after: tuple[str, ...], actions: dict[str, Action], outs: dict[str, Any]) -> tuple[Action, str]:
+    """The action for a stage once those before it are judged; ``outs`` collects the hashes that restored outputs will have."""
+    renewed = [name for name in after if actions[name] == "run"]
+    if renewed:
+        return "run", f"{', '.join(renewed)} would run"
+    why = _why(stage)
+    restored = any(actions[name] == "restore" for name in after)
+    if not why and not restored:
+        return "unchanged", "up to date"
+    entry = _remembered(stage, outs)
+    if entry is not None:
+        outs.update({out.fs_path: out for out in entry.outs})
+        return "restore", f"{why or 'follows what is restored'}; DVC's run cache has the result"
+    if restored and any(_merged(dep, outs) for dep in stage.deps):
+        return "restore", "follows what is restored"
+    return "run", why or "follows what is restored"
+
+
+def _why(stage: Any) -> str:
+    """What differs from dvc.lock, in a few words; empty when nothing does."""
+    reasons = []
+    for entry in stage.status().get(stage.addressing, []):
+        if isinstance(entry, str):
+            reasons.append(entry)
+            continue
+        for kind, changes in entry.items():
+            what = {"changed outs": "output", "changed deps": "", "changed checksum": "checksum"}.get(kind, kind)
+            for path, change in changes.items() if isinstance(changes, dict) else [(str(changes), "changed")]:
+                keys = [f"{key} {state}" for key, state in change.items()] if isinstance(change, dict) else [f"{path} {change}"]
+                reasons += [f"{what} {key}".strip() for key in keys]
+    reasons = [reason for reason in reasons if reason != "changed command" or len(reasons) == 1]
+    if any(reason == "params.yaml new" or reason.endswith(" new") for reason in reasons) and not any(
+        o.hash_info for o in stage.outs
+    ):
+        return "not in dvc.lock"
+    shown = ", ".join(reasons[:3])
+    return shown + (f" and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+
+
+def _remembered(stage: Any, outs: dict[str, Any]) -> Any | None:
+    """The run cache's entry for this stage, whose outputs are in the cache; None when there is none."""
+    from dvc.stage.cache import _get_cache_hash  # DVC has no public look-up for outputs that are not in place yet
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    if not (stage.cmd and stage.deps and stage.outs) or any(_merged(dep, outs) for dep in stage.deps):
+        return None
+    stage.save_deps(allow_missing=True)
+    for dep in stage.deps:
+        if dep.fs_path in outs:
+            dep.hash_info, dep.meta = outs[dep.fs_path].hash_info, outs[dep.fs_path].meta
+        elif not dep.exists:
+            return None
+    cache = stage.repo.stage_cache
+    key = _get_cache_hash(to_single_stage_lockfile(stage), key=True)
+    folder = Path(cache._get_cache_dir(key))
+    entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+    entry = cache._load_cache(key, entries[-1].name) if entries else None
+    found = cache._create_stage(entry, wdir=stage.wdir) if entry else None
+    return found if found and found.outs_cached() else None
+
+
+def _merged(dep: Any, outs: dict[str, Any]) -> bool:
+    """Whether a dependency holds, or lies in, an output that is going to be restored."""
+    return any(_inside(path, dep.fs_path) or _inside(dep.fs_path, path) for path in outs)
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _foreign(stage: Any, root: Path) -> list[str]:
+    """Outputs whose content differs from dvc.lock and which neither DVC's cache nor the stage's last run knows."""
+    made = _made(root / ".runs" / stage.name)
+    if made is None:
+        return []
+    found = []
+    for out in stage.outs:
+        if not (out.use_cache and out.hash_info and out.exists and out.changed_checksum()):
+            continue
+        present = out.get_hash()
+        if not out.cache.exists(present.value) and made.get(out.def_path) != present.value:
+            found.append(str(out.def_path))
+    return found
+
+
+def _made(folder: Path) -> dict[str, str] | None:
+    """The hashes that the stage's last run left in place; None when a run was interrupted, so that remains are to be expected."""
+    if (folder / "unfinished").exists():
+        return None
+    try:
+        return dict(json.loads((folder / "last.json").read_text(encoding="utf-8")).get("outs", {}))
+    except (OSError, ValueError):
+        return {}
+
+
+def _cause(error: Any) -> str:
+    """What the YAML parser or DVC's schema says, in one line."""
+    cause = error.exc.__cause__ if isinstance(error.exc.__cause__, Exception) else error.exc
+    problem, mark = getattr(cause, "problem", None), getattr(cause, "problem_mark", None)
+    if problem and mark:
+        merge = ", merge conflict" if "<<<<<<<" in error.yaml_text else ""
+        return f"line {mark.line + 1}: {problem}{merge}"
+    return _flat(str(cause))
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

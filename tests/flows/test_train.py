@@ -1,0 +1,220 @@
+"""The flow through the real Prefect and the real DVC, on a small graph of real commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import ConfigurationError, DataError, EnvironmentFault, PrefloopError
+from tasks.stages import StageDied
+from tests.flows.project import STAGES, Project
+
+
+def states(project: Project) -> dict[str, str]:
+    """The state name of each task run of the newest flow run, asked from Prefect."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+        for _ in range(100):  # the server records task runs from events: a moment later
+            runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[newest.id])))
+            found = {run.name: str(run.state_name) for run in runs}
+            if found and not set(found.values()) & {"Running", "Pending"}:
+                break
+            time.sleep(0.1)
+    return found
+
+
+def test_it_runs_restores_and_leaves_alone(project: Project) -> None:
+    code, printed = project.prefloop("run")
+    assert code == 0, printed
+    assert project.ran() == STAGES
+    assert set(states(project).values()) == {"Completed"}
+    assert project.dvc("status", "--json").strip() == "{}"
+    assert "win" in printed
+    assert ".runs/report/index.html" in printed
+    page = project.read(".runs/report/index.html")
+    assert page.endswith("</section></body></html>")
+    assert project.git("rev-parse", "HEAD").strip() in page
+    first_lock = project.read("dvc.lock")
+
+    # a server is configured: the flow is run and shown there, although nothing is to do
+    project.fresh_log()
+    code, printed = project.prefloop("run")
+    assert code == 0, printed
+    assert project.ran() == []
+    assert states(project) == dict.fromkeys(STAGES, "Unchanged")
+
+    # another seed runs everything again; the first one then comes back from the run cache, byte for byte
+    project.set("^seed: 1", "seed: 2")
+    assert project.prefloop("run")[0] == 0
+    assert project.ran() == STAGES
+    project.set("^seed: 2", "seed: 1")
+    project.fresh_log()
+    code, printed = project.prefloop("run")
+    assert code == 0, printed
+    assert project.ran() == []
+    assert states(project) == dict.fromkeys(STAGES, "Cached")
+    assert project.read("dvc.lock") == first_lock
+    assert printed.count("restored from the run cache") == 2 * len(STAGES)  # once while it runs, once in the summary
+
+
+def test_independent_stages_run_side_by_side_up_to_the_limit(project: Project) -> None:
+    for side in ("side@left", "side@right"):
+        project.tell(side, sleep=2)
+    project.set("^runtime: {}", "runtime:\n  parallel_stages: 2")
+    project.train()
+    at = {(name, what): seconds for name, _, seconds, what in project.events()}
+    assert at["side@right", "start"] < at["side@left", "end"]
+    assert at["side@left", "start"] < at["side@right", "end"]
+    assert at["report", "start"] > max(at["side@left", "end"], at["side@right", "end"])
+
+    project.fresh_log()
+    project.set("parallel_stages: 2", "parallel_stages: 1")
+    assert project.train("side", force=True) == {"side@left": "ran", "side@right": "ran"}
+    at = {(name, what): seconds for name, _, seconds, what in project.events()}
+    assert at["side@right", "start"] > at["side@left", "end"]
+
+
+def test_a_stage_that_dies_is_tried_again(project: Project) -> None:
+    project.tell("first", die=2)
+    assert project.train("first") == {"first": "ran"}
+    assert project.ran() == ["first"] * 3
+
+    project.fresh_log()
+    project.tell("first", die=9)
+    with pytest.raises(StageDied, match="first: .*exited with 137.*.runs/first/output.log"):
+        project.train("first", force=True)
+    assert project.ran() == ["first"] * 3, "two retries, no more"
+
+
+@pytest.mark.parametrize("fault", [DataError, ConfigurationError, EnvironmentFault])
+def test_what_a_person_has_to_mend_is_not_tried_again(project: Project, fault: type[PrefloopError]) -> None:
+    project.tell("side@left", fail=fault.code)
+    with pytest.raises(fault, match="^side@left: bad row 7; mend it$"):
+        project.train()
+    assert project.ran().count("side@left") == 1
+    assert "report" not in project.ran()
+
+    project.forget("side@left")
+    project.train()
+    assert project.ran().count("first") == 1, "what was finished is not run again"
+    assert not (project.folder / ".runs/side@left/error.json").exists()
+
+
+def test_a_fault_is_one_line_and_the_exit_code_of_the_command(project: Project) -> None:
+    project.tell("first", fail=2)
+    code, printed = project.prefloop("run")
+    assert code == 2
+    assert printed.splitlines()[-1] == "error: first: bad row 7; mend it"
+    assert "Traceback" not in printed
+
+
+def test_force_discards_resumable_state_first(project: Project) -> None:
+    project.train("first")
+    project.write(".runs/first/key/checkpoints/step-7", "state")
+    project.fresh_log()
+    assert project.train("first", force=True) == {"first": "ran"}
+    assert project.ran() == ["first"]
+    assert not (project.folder / ".runs/first/key").exists()
+
+
+def test_plain_dvc_repro_gives_the_same_lock(project: Project, projects: Callable[[str], Project]) -> None:
+    project.train()
+    other = projects("elsewhere")
+    other.dvc("repro")
+    assert other.read("dvc.lock") == project.read("dvc.lock")
+
+
+def running(project: Project, stage: str, process: subprocess.Popen[str]) -> int:
+    """Wait until a stage has started; its process id."""
+    for _ in range(600):
+        for name, pid, _, _ in project.events():
+            if name == stage:
+                return pid
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"{stage} has not started within 30 s")
+
+
+def gone(pid: int, seconds: float) -> bool:
+    """Whether a process ends within so many seconds (a zombie has ended)."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_nothing_is_left_running(project: Project, number: signal.Signals, expected: int) -> None:
+    project.tell("first", sleep=100)
+    process = project.start("run")
+    stage = running(project, "first", process)
+    children = [pid for pid in descendants(process.pid) if "recorder" not in command(pid)]
+    assert stage in children
+    os.kill(process.pid, number)
+    assert gone(stage, 5.0)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == expected
+    assert all(gone(pid, 10.0) for pid in children)
+    if number != signal.SIGKILL:
+        assert "Traceback" not in printed
+        assert "interrupted" in printed or number == signal.SIGTERM
+
+    # the next run goes on; nothing that the interrupted one left behind stands in its way
+    project.forget("first")
+    project.train()
+    assert project.ran() == ["first", *STAGES]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below a process."""
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def command(pid: int) -> str:
+    """The command line of a process; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def test_the_summary_is_an_artifact_and_the_stages_nest_under_one_mlflow_run(project: Project, store: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    project.train()
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/latest/filter", json={}).json()
+    assert [entry for entry in found if entry["key"] == "summary" and "ppo" in entry["data"]]
+
+    from mlflow.tracking import MlflowClient
+
+    def flow_runs() -> list[Any]:
+        client = MlflowClient(store)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(experiments, "attributes.run_name = 'train'", order_by=["attributes.start_time DESC"]))
+
+    newest = flow_runs()[0]
+    assert newest.info.status == "FINISHED"
+    assert newest.data.tags["prefect.flow_run"] in project.read(".runs/report/index.html")
+    assert newest.info.run_id in project.read(".runs/report/index.html")
+    before = len(flow_runs())
+    assert set(project.train().values()) == {"unchanged"}
+    assert len(flow_runs()) == before, "no stage ran, no run"
