@@ -62,9 +62,7 @@ class Prepare(Section):
     @model_validator(mode="after")
     def _jsonl_has_a_file(self) -> Prepare:
         if self.source == "jsonl" and self.learns_from == "constraints.txt":
-            raise ValueError(
-                "source: jsonl needs learns_from: a JSONL file inside the project, such as data/external/mine.jsonl"
-            )
+            raise ValueError("source: jsonl needs learns_from: a JSONL file inside the project, such as data/external/mine.jsonl")
         return self
 
     @model_validator(mode="after")
@@ -81,10 +79,16 @@ class Scratch(Section):
     hidden_size: Count = 128
     layers: Count = 4
     heads: Count = 4
-    context: Count = 128
-    steps: Count = 150
-    batch_size: Count = 16
-    learning_rate: Positive = 3e-3
+    context: Count = 64
+    steps: Count = 200
+    batch_size: Count = 8
+    learning_rate: Positive = 5e-3
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Scratch:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of twice heads {self.heads}")
+        return self
 
 
 class Base(Section):
@@ -135,9 +139,7 @@ class Training(Section):
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Training:
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
-            )
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}")
         return self
 
 
@@ -165,7 +167,7 @@ class Preferences(Section):
     """Pairs for the reward model and the offline methods: answers of the SFT model, labelled by a judge; or people's pairs."""
 
     source: Literal["judge", "pool", "both"] = "judge"
-    judge: Judge = Judge()
+    judge: Judge
     answers: Annotated[int, Field(ge=2)] = 4
     pairing: Literal["random", "best_worst", "all"] = "best_worst"
     bradley_terry_temperature: Positive = 0.1
@@ -341,9 +343,7 @@ def _explained(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
     if item["type"] == "literal_error":
-        message += _nearest(
-            str(value), [name.strip("'") for name in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        )
+        message += _nearest(str(value), [name.strip("'") for name in item["ctx"]["expected"].replace(" or ", ", ").split(", ")])
     shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
     return f"{_dotted(where)}: {message[0].lower()}{message[1:]}{shown}"
 

@@ -14,6 +14,9 @@ SPEAKER = re.compile(r"(?m)^\*\*(.+?)\*\* *$")
 DIRECTION = re.compile(r"_+[^_]+_+|\*[^*]+\*|(?m:^\[[^_\n]*_ *$)|\\?\[[^]]*\]")
 """Italics of either kind, possibly over several lines, a few that lack their opening underscore, and what is in brackets."""
 
+MARK = re.compile(r"[\\_*\[\]]")
+"""Escapes, and the marks of the few directions that are never closed."""
+
 
 @dataclass(frozen=True)
 class Speech:
@@ -49,7 +52,7 @@ def speeches_of(play: str, markdown: str) -> list[Speech]:
 
 def spoken(body: str) -> str:
     """What is said, without stage directions and Markdown escapes; lines of verse are joined by a space."""
-    text = DIRECTION.sub(" ", body).replace("\\", "").replace("_", " ").replace("& c", "&c")
+    text = MARK.sub("", DIRECTION.sub(" ", body)).replace("& c", "&c")
     return " ".join(text.split())
 
 

@@ -24,6 +24,8 @@ PAD, EOS = "<|endoftext|>", "<|im_end|>"
 WARMUP = 0.1
 FLOOR = 0.1
 """The learning rate ends at this fraction of its peak."""
+REACH = 4
+"""Rotary positions go on beyond the windows: this many times the context is what the model says that it takes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def build(job: Job) -> Any:
         num_hidden_layers=scratch.layers,
         num_attention_heads=scratch.heads,
         num_key_value_heads=scratch.heads,
-        max_position_embeddings=scratch.context,
+        max_position_embeddings=REACH * scratch.context,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

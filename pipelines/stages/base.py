@@ -67,9 +67,11 @@ def from_gguf(base: Base) -> tuple[Any, Any]:
 
 def from_folder(folder: Path) -> tuple[Any, Any]:
     """A plain transformers folder with safetensors; code of its own is refused."""
+    from safetensors import SafetensorError
+
     try:
         return load_causal_lm(folder), load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{folder.name}: no causal language model could be loaded from it ({reason})") from error
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import Preferences
+from pipelines.config import Judge, Preferences
 from pipelines.data.pairing import Scored, pair_up, wins
 
 FOUR = [Scored(0, "fair", 0.5), Scored(1, "foul", -0.4), Scored(2, "fine", 0.52), Scored(3, "so", 0.0)]
 
 
 def _settings(**some: Any) -> Preferences:
-    return Preferences(**({"bradley_terry_temperature": 1e-6} | some))
+    return Preferences(**({"judge": Judge(), "bradley_terry_temperature": 1e-6} | some))
 
 
 def _numbers(answers: list[Scored], settings: Preferences, seed: int = 1) -> list[tuple[int, int]]:

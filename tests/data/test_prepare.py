@@ -1,0 +1,176 @@
+"""The stage prepare on the real plays and on people's files: counts, splits, bytes, refusals."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipelines.adapters.cluster import connect
+from pipelines.config import Params, load
+from pipelines.context import Context
+from pipelines.data import schemas
+from pipelines.data.quality import leaks, quality
+from pipelines.data.tables import read_table
+from pipelines.errors import DataError
+from pipelines.stages import prepare
+
+TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
+TABLES = {
+    "corpus": schemas.CORPUS,
+    "demonstrations": schemas.DEMONSTRATIONS,
+    "preferences": schemas.PAIRS,
+    "prompts": schemas.PROMPTS,
+}
+
+
+def _params(seed: int = 1, **section: object) -> Params:
+    params = load(TINY)
+    return params.model_copy(update={"seed": seed, "prepare": params.prepare.model_copy(update=section)})
+
+
+def _run(root: Path, params: Params) -> tuple[dict[str, float], dict[str, pd.DataFrame], Path]:
+    scratch = root / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with connect(params.runtime, scratch / "journal") as cluster:
+        from pipelines.journal import Journal
+
+        ctx = Context("prepare", params, root, scratch, Journal(None), cluster)
+        metrics = prepare.run(ctx)
+    out = scratch / "outs" / "artifacts" / "prepared"
+    return metrics, {name: read_table(out / f"{name}.parquet", schema) for name, schema in TABLES.items()}, out
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+
+
+def _jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], dict[str, pd.DataFrame], Path]:
+    return _run(tmp_path_factory.mktemp("plays"), _params())
+
+
+def test_the_tables_have_the_rows_that_were_asked_for(plays: tuple) -> None:
+    metrics, tables, out = plays
+    counts = {name: rows["split"].value_counts().to_dict() for name, rows in tables.items()}
+    asked = _params().prepare
+    held_out = {"validation": asked.validation_prompts, "test": asked.test_prompts}
+    assert counts["prompts"] == {"train": asked.train_prompts, **held_out}
+    assert counts["demonstrations"] == {"train": asked.demonstrations, **held_out}
+    assert counts["corpus"] == {"train": 30, "test": 5, "validation": 3}
+    assert metrics == {name: float(len(rows)) for name, rows in tables.items()}
+    facts = json.loads((out / "quality.json").read_text())
+    assert facts["prompts_in_two_splits"] == 0
+    assert {name: table["empty"] for name, table in facts["tables"].items()} == dict.fromkeys(tables, 0)
+
+
+def test_no_play_and_no_prompt_is_in_two_splits(plays: tuple) -> None:
+    _, tables, _ = plays
+    rows = pd.concat([tables[name][["group", "split"]] for name in ("corpus", "demonstrations", "prompts")])
+    assert (rows.groupby("group")["split"].nunique() == 1).all()
+    assert leaks(tables) == 0
+    assert not set(tables["prompts"]["id"]) & set(tables["demonstrations"]["id"])
+
+
+def test_demonstrations_end_at_a_clause_and_prompts_have_their_words(plays: tuple) -> None:
+    _, tables, _ = plays
+    answers = tables["demonstrations"]["completion"]
+    assert answers.str.match(r"(?s)^ \S.*([.,;:!?—][\"')]*|--)$").all()
+    assert answers.str.split().map(len).between(8, 16).all()
+    marks = {"colon": ": ", "heading": "**\n", "says": " says: ", "stop": ".\n"}
+    for row in tables["prompts"].itertuples():
+        assert len(row.prompt.partition(marks[row.template])[2].split()) == 8
+
+
+def test_equal_inputs_give_equal_bytes_and_another_seed_another_draw_of_the_same_splits(
+    plays: tuple, tmp_path: Path
+) -> None:
+    _, tables, out = plays
+    assert _hashes(_run(tmp_path / "again", _params())[2]) == _hashes(out)
+    _, others, other = _run(tmp_path / "other", _params(seed=2))
+    assert _hashes(other)["corpus.parquet"] == _hashes(out)["corpus.parquet"]
+    assert set(others["prompts"]["prompt"]) != set(tables["prompts"]["prompt"])
+
+
+def test_demonstrations_of_ones_own(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {number}?", "completion": f"Answer {number}."} for number in range(100)]
+    _jsonl(tmp_path / "data/external/mine.jsonl", [*rows, rows[0]])
+    params = _params(source="jsonl", learns_from="data/external/mine.jsonl")
+    _, tables, out = _run(tmp_path, params)
+    shown = tables["demonstrations"]
+    assert sorted(shown["prompt"] + shown["completion"]) == sorted(
+        f"{row['prompt']} {row['completion']}" for row in [*rows, rows[0]]
+    )
+    assert leaks(tables) == 0
+    assert tables["prompts"]["prompt"].is_unique
+    assert json.loads((out / "quality.json").read_text())["tables"]["demonstrations"]["duplicates"] == 1
+
+
+def test_preferences_of_ones_own_are_pairs_and_their_chosen_answers_are_shown(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}?", "chosen": f" yes {n}", "rejected": " no", "group": "anna"} for n in range(100)]
+    _jsonl(tmp_path / "mine.jsonl", rows)
+    _, tables, _ = _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl"))
+    pairs = tables["preferences"]
+    assert pairs[["prompt", "chosen", "rejected", "group"]].to_dict("records") == rows
+    assert set(pairs["judge"]) == {"people"}
+    assert pairs["margin"].isna().all()
+    assert set(tables["demonstrations"]["completion"]) == {row["chosen"] for row in rows}
+    assert leaks(tables) == 0
+
+
+def test_the_pool_keeps_the_split_of_prompts_that_are_known(plays: tuple, tmp_path: Path) -> None:
+    asked = plays[1]["prompts"]
+    test_prompt = asked[asked["split"] == "test"].iloc[0]
+    rows = [{"prompt": text, "chosen": " a", "rejected": " b"} for text in (test_prompt["prompt"], "Something new")]
+    _jsonl(tmp_path / "data/preferences/friends.jsonl", rows)
+    _, tables, _ = _run(tmp_path, _params())
+    pair = tables["preferences"].iloc[0]
+    assert (pair["prompt_id"], pair["split"], pair["source"]) == (test_prompt["id"], "test", "friends")
+    assert tables["preferences"]["group"].tolist() == ["all", "all"]
+    assert leaks(tables) == 0
+
+
+def test_a_group_is_in_one_split_and_a_prompt_of_two_groups_stays_held_out(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n % 90}", "completion": f"A{n}", "group": f"book {n % 40}"} for n in range(360)]
+    _jsonl(tmp_path / "mine.jsonl", rows)
+    _, tables, out = _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl"))
+    assert leaks(tables) == 0
+    assert (tables["demonstrations"].groupby("group")["split"].nunique() == 1).all()
+    assert json.loads((out / "quality.json").read_text())["dropped"]["prompt_in_two_splits"] > 0
+
+
+def test_refusals_name_the_file(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "few.jsonl", [{"prompt": "Q", "completion": "A"}] * 3)
+    with pytest.raises(DataError, match=r"few\.jsonl: 0 rows in split \w+ for the \w+ \(1 in all splits\); add rows"):
+        _run(tmp_path, _params(source="jsonl", learns_from="few.jsonl"))
+    _jsonl(tmp_path / "empty.jsonl", [])
+    with pytest.raises(DataError, match=r"empty\.jsonl: 0 rows"):
+        _run(tmp_path, _params(source="jsonl", learns_from="empty.jsonl"))
+    _jsonl(tmp_path / "data/preferences/bad.jsonl", [{"prompt": "Q", "chosen": "A"}])
+    with pytest.raises(DataError, match=r"data/preferences/bad\.jsonl:1: missing: rejected"):
+        _run(tmp_path, _params())
+
+
+def test_quality_by_hand() -> None:
+    pairs = pd.DataFrame(
+        {
+            "prompt": ["a", "a", "b"],
+            "chosen": ["x", "y y", "x"],
+            "rejected": ["y y", "x", " "],
+            "group": ["g", "g", "h"],
+            "source": ["s", "s", "s"],
+            "split": ["train", "test", "train"],
+        }
+    )
+    facts = quality({"preferences": pairs}, {"rule": 0})
+    table = facts["tables"]["preferences"]
+    assert facts["prompts_in_two_splits"] == 1
+    assert (table["rows"], table["groups"], table["duplicates"], table["empty"], table["contradictions"]) == (3, 2, 0, 1, 1)
+    assert table["words"]["chosen"] == {"q00": 1.0, "q10": 1.0, "q50": 1.0, "q90": 1.8, "q100": 2.0}
+    assert table["per_split"] == {"test": 1, "train": 2}
