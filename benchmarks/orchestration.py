@@ -65,7 +65,10 @@ def main() -> None:
             print(f"{side}: {seconds[side][-1]:.1f} s", flush=True)
     ratio = statistics.median(seconds["flow"]) / statistics.median(seconds["bare"])
     recipe = next((path.stem for path in (ROOT / "recipes").glob("*.yaml") if same(path)), "params.yaml")
-    save(f"orchestration_{recipe}", {**facts("python benchmarks/orchestration.py"), "recipe": recipe, "seconds": seconds, "ratio": ratio})
+    save(
+        f"orchestration_{recipe}",
+        {**facts("python benchmarks/orchestration.py"), "recipe": recipe, "seconds": seconds, "ratio": ratio},
+    )
 
 
 def same(recipe: Path) -> bool:

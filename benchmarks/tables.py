@@ -37,8 +37,8 @@ def seeds() -> str:
     result = _load("seeds")
     if result is None:
         return "Not measured yet.\n"
-    rows = ["| seed | policy | gold SFT → policy | KL (nats) | win / lose / tie | win rate [95 %] | RM win rate | perplexity ratio "
-            "| distinct-2 ratio | pair accuracy | SFT EOS rate |", "|" + "---|" * 11]  # fmt: skip
+    rows = ["| seed | policy | gold SFT → policy | KL (nats) | win / lose / tie | win rate [95 %] | RM win rate | perplexity "
+            "ratio | distinct-2 ratio | pair accuracy | SFT EOS rate |", "|" + "---|" * 11]  # fmt: skip
     rates: dict[str, list[float]] = {}
     for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
         report = run["report"]
@@ -47,11 +47,14 @@ def seeds() -> str:
             low, high = policy["win_rate_ci"]
             rows.append(
                 f"| {seed} | {name} | {report['sft']['gold_mean']:.3f} → {policy['gold_mean']:.3f} | {policy['kl']:.2f} "
-                f"| {policy['win']:.2f} / {policy['lose']:.2f} / {policy['tie']:.2f} | {policy['win_rate']:.3f} [{low:.3f}, {high:.3f}] "
+                f"| {policy['win']:.2f} / {policy['lose']:.2f} / {policy['tie']:.2f} "
+                f"| {policy['win_rate']:.3f} [{low:.3f}, {high:.3f}] "
                 f"| {policy['reward_win_rate']:.3f} | {policy['perplexity_ratio']:.2f} | {policy['distinct_2_ratio']:.2f} "
                 f"| {report['reward']['pair_accuracy']:.3f} | {report['sft']['eos_rate']:.2f} |"
             )
-    means = "; ".join(f"{name} {statistics.mean(values):.3f} (lowest {min(values):.3f})" for name, values in sorted(rates.items()))
+    means = "; ".join(
+        f"{name} {statistics.mean(values):.3f} (lowest {min(values):.3f})" for name, values in sorted(rates.items())
+    )
     return "\n".join(rows) + f"\n\nMean win rate over {len(result['seeds'])} seeds: {means}. {_provenance(result)}\n"
 
 
@@ -62,8 +65,8 @@ def default_run() -> str:
         return "Not measured yet.\n"
     seed = min(result["seeds"], key=int)
     report = result["seeds"][seed]["report"]
-    rows = ["| model | gold reward | KL to SFT (nats) | win / lose / tie against SFT | win rate [95 %] |", "|---|---|---|---|---|",
-            f"| sft | {report['sft']['gold_mean']:.3f} | 0 | | |"]  # fmt: skip
+    rows = ["| model | gold reward | KL to SFT (nats) | win / lose / tie against SFT | win rate [95 %] |",
+            "|---|---|---|---|---|", f"| sft | {report['sft']['gold_mean']:.3f} | 0 | | |"]  # fmt: skip
     for name, policy in sorted(report["policies"].items()):
         low, high = policy["win_rate_ci"]
         rows.append(f"| {name} | {policy['gold_mean']:.3f} | {policy['kl']:.2f} "

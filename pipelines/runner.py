@@ -89,7 +89,7 @@ def _run(name: str, root: Path) -> None:
     started = time.monotonic()
     params = config.load(root / config.PARAMS)
     stage = _known(name, params)
-    _prune_stale_policies(root, params)
+    prune_stale_policies(root, params)
 
     # 2. what DVC knows: fingerprint, hashes, sizes; is there room for what will be written?
     inputs = fingerprint(name, root)
@@ -154,17 +154,15 @@ def _known(name: str, params: config.Params) -> Any:
     if kind not in STAGES:
         raise ConfigurationError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
     if policy and policy not in params.policies:
-        raise ConfigurationError(
-            f"{name}: params.yaml has no policy {policy!r}; policies: {', '.join(params.policies)}"
-        )
+        raise ConfigurationError(f"{name}: params.yaml has no policy {policy!r}; policies: {', '.join(params.policies)}")
     return stage_of(name)
 
 
 def _source_of(params: config.Params) -> str:
-    return f"package {params.prepare.package}" if params.prepare.source == "plays" else params.prepare.path
+    return f"package {params.prepare.package}" if params.prepare.source == "plays" else params.prepare.learns_from
 
 
-def _prune_stale_policies(root: Path, params: config.Params) -> None:
+def prune_stale_policies(root: Path, params: config.Params) -> None:
     """Remove what a former recipe's policies left in place: the report depends on whole folders. DVC's cache keeps it."""
     kept = {*params.policies, "sft"}
     for folder in ("policies", "evaluations"):
@@ -195,6 +193,8 @@ def _make_deterministic(params: config.Params, name: str) -> None:
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # a debugging aid that comes with it and writes every new tensor twice
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -253,13 +253,14 @@ def _tidy(scratch: Path, folder: Path) -> None:
 
 
 def _remember(path: Path, seconds: float, root: Path, outs: dict[str, str]) -> None:
-    """Seconds, memory and size of this run: the estimates of the next ``--dry-run``."""
+    """Seconds, memory and size of this run: the estimates of the next ``--dry-run``. Hashes: what changed by hand since."""
     files = [file for out in outs for file in ((root / out).rglob("*") if (root / out).is_dir() else [root / out])]
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
     facts = {
         "seconds": round(seconds, 2),
         "peak_rss_bytes": peak,
         "out_bytes": sum(file.stat().st_size for file in files if file.is_file()),
+        "outs": outs,
     }
     path.write_text(json.dumps(facts), encoding="utf-8")
 

@@ -28,7 +28,11 @@ def clone_to(folder: Path) -> Path:
 def environment(home: Path, hash_seed: int) -> dict[str, str]:
     """An empty home, this interpreter's tools first, no server and no cluster from outside."""
     home.mkdir(parents=True, exist_ok=True)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "RAY_", "PREFLOOP_", "DVC_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PREFECT_", "MLFLOW_", "RAY_", "PREFLOOP_", "DVC_"))
+    }
     return {
         **kept,
         "HOME": str(home),
@@ -46,7 +50,12 @@ def environment(home: Path, hash_seed: int) -> dict[str, str]:
 def run_in(folder: Path, home: Path, *arguments: str, hash_seed: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a command of this interpreter (``-m flows ...``, ``-m dvc ...``) in a clone; its output is kept."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env={**environment(home, hash_seed), **extra}, text=True, capture_output=True, timeout=900
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**environment(home, hash_seed), **extra},
+        text=True,
+        capture_output=True,
+        timeout=900,
     )
 
 
