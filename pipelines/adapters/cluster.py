@@ -169,6 +169,8 @@ class Rays:
         try:
             return [item for part in ray.get(calls) for item in part]
         except RayTaskError as error:
+            for call in calls:
+                ray.cancel(call)  # or the shards still at work are tried again when their actors end
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except RayActorError as error:
             raise RuntimeError(f"an actor died {MAX_FAILURES + 1} times: {first_line(error)}") from None
