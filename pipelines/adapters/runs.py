@@ -125,8 +125,8 @@ class Run:
         self._send(list(_metrics(final, message["time"], step)))
         tags = {}
         if outs := message.get("outs"):
-            tags["prefloop.outs"] = outs_hash(outs)
-            tags["prefloop.out_files"] = json.dumps(outs, sort_keys=True)[:TAG_LENGTH]
+            tags["prefloop.outs_hash"] = outs_hash(outs)
+            tags["prefloop.outs"] = json.dumps(outs, sort_keys=True)[:TAG_LENGTH]
         if message.get("message"):
             tags["prefloop.error"] = str(message["message"])[:TAG_LENGTH]
         if tags:

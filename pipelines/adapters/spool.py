@@ -39,7 +39,7 @@ def folder_of(root: Path) -> Path:
 
 
 def outs_hash(outs: Mapping[str, str]) -> str:
-    """One hash of a stage's outputs (path -> md5, as in dvc.lock): what the tag ``prefloop.outs`` holds."""
+    """One hash of a stage's outputs (path -> md5, as in dvc.lock): what the tag ``prefloop.outs_hash`` holds."""
     return hashlib.sha256("\n".join(f"{path} {md5}" for path, md5 in sorted(outs.items())).encode()).hexdigest()
 
 

@@ -158,7 +158,7 @@ def find_run(root: Path, stage: str, outs: str) -> str:
     from pipelines.adapters import recorder
 
     try:
-        return recorder.find(root, {"prefloop.stage": stage, "prefloop.outs": outs})
+        return recorder.find(root, {"prefloop.stage": stage, "prefloop.outs_hash": outs})
     except Exception as error:  # MLflow's stores raise their own, SQLAlchemy's and requests' exceptions
         print(f"warning: tracking: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return ""

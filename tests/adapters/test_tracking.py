@@ -81,7 +81,8 @@ def test_a_finished_stage(root: Path, tmp_path: Path) -> None:
     assert run.data.metrics["memory/peak_rss_bytes"] > 1e6
     history = client_of(root).get_metric_history(run.info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.5), (3, 2.0)]
-    assert run.data.tags["prefloop.outs"] == tracking.outs_hash(OUTS)
+    assert run.data.tags["prefloop.outs_hash"] == tracking.outs_hash(OUTS)
+    assert json.loads(run.data.tags["prefloop.outs"]) == OUTS
     assert run.data.tags["prefloop.pid"] == str(os.getpid())
     assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
