@@ -181,6 +181,7 @@ class Reward(Training):
     """A Bradley-Terry reward model on the SFT model's trunk."""
 
     pooling: Literal["mean", "last"] = "mean"
+    layers: Annotated[int, Field(ge=0)] = 0
     num_train_epochs: Count = 3
     early_stopping_patience: Count = 2
     eval_steps: Count = 10
@@ -226,6 +227,11 @@ class Ppo(Policy):
     missing_eos_penalty: Annotated[float, Field(ge=0.0)] = 1.0
     generation: Generation = Generation()
     snapshot_every: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Ppo:
+        """Losses are sums over tokens here, so a micro-batch may have any size."""
+        return self
 
     @model_validator(mode="after")
     def _answers_are_divided_evenly(self) -> Ppo:

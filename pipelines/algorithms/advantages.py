@@ -53,7 +53,7 @@ def rloo(totals_B: torch.Tensor, group: int) -> torch.Tensor:
 
 
 def group_normalised(totals_B: torch.Tensor, group: int, eps: float = 1e-4) -> torch.Tensor:
-    """(total - mean) / (standard deviation + eps) over a prompt's answers, [B] (GRPO): another optimum than the KL objective's."""
+    """(total - mean) / (standard deviation + eps) over a prompt's answers, [B] (GRPO): not the KL objective's optimum."""
     totals_PG = totals_B.view(-1, group)
     centred_PG = totals_PG - totals_PG.mean(1, keepdim=True)
     return (centred_PG / (totals_PG.std(1, keepdim=True) + eps)).flatten()

@@ -64,7 +64,7 @@ def make_folder(folder: Path, hidden: int = 32, layers: int = 1) -> Path:
         n_embd=hidden,
         n_layer=layers,
         n_head=2,
-        initializer_range=0.2,
+        initializer_range=0.15,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
@@ -128,7 +128,8 @@ def params(beta: float, **changes: Any) -> Ppo:
         "method": "ppo",
         "adapter": "none",
         "precision": "float32",
-        "learning_rate": 5e-3,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.05,
         "beta": beta,
         "steps": 200,
         "save_steps": 10_000,
@@ -145,7 +146,7 @@ def params(beta: float, **changes: Any) -> Ppo:
 METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"estimator": "gae", "ppo_epochs": 2},
     "a2c": {"estimator": "gae", "ppo_epochs": 1, "cliprange": 0.0, "cliprange_value": 0.0},
-    "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 64, "micro_batch_size": 64},
+    "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 64},
     "reinforce": {"estimator": "reinforce", "ppo_epochs": 1},
 }
 

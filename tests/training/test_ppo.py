@@ -1,0 +1,215 @@
+"""The on-policy trainer on a real tiny model: invariants of the first mini-batch, batching, order, figures, bad rewards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.context import Worker
+from pipelines.errors import DataError
+from pipelines.journal import Journal
+from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.training.learner import learning_rate
+from pipelines.training.ppo import my_prompts, train
+from pipelines.training.rollout import Normaliser
+from tests.training import onpolicy
+from tests.training.onpolicy import alone, job, params, weights
+
+NAMES = {
+    "objective/kl",
+    "objective/scores",
+    "objective/rlhf_reward",
+    "objective/entropy",
+    "policy/approxkl",
+    "policy/clipfrac",
+    "policy/ratio",
+    "loss/policy",
+    "loss/value",
+    "val/explained_variance",
+    "val/clipfrac",
+    "tokens/response_length",
+    "tokens/eos_rate",
+    "grad_norm",
+    "beta",
+}
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onpolicy.make_folder(tmp_path_factory.mktemp("sft"))
+
+
+def history(task: Any) -> pd.DataFrame:
+    return pd.read_parquet(task.out / "history.parquet")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "bf16"}, {"adapter": "none"}, {"estimator": "rloo", "samples_per_prompt": 2}]
+)
+def test_first_mini_batch_is_on_policy(sft: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Before any update the ratio is 1, approx-KL 0 and the clip fraction 0; the policy is the reference, so KL is 0."""
+    task = job(sft, tmp_path, params(steps=2, micro_batch_size=8, mini_batch_size=8, **changes))
+    alone(task)
+    rows = history(task)
+    assert rows["policy/first_ratio"].tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert rows["policy/first_approxkl"].abs().max() < 1e-9
+    assert rows["policy/first_clipfrac"].tolist() == [0.0, 0.0]
+    assert rows["objective/kl"][0] == pytest.approx(0.0, abs=1e-6)
+    assert rows["objective/kl"][1] != 0.0
+
+
+def test_results_are_whole(sft: Path, tmp_path: Path) -> None:
+    """History under the field's names, a plain model that differs from SFT as its adapter says, a CSV, metrics, journal."""
+    task = job(sft, tmp_path, params(snapshot_every=3))
+    alone(task, tmp_path / "journal.jsonl")
+    rows = history(task)
+    assert list(rows.columns)[0] == "step"
+    assert rows["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert set(rows.columns) >= NAMES
+    assert rows.notna().all().all()
+    assert not [name for name in rows.columns if "second" in name or "memory" in name]
+    assert pd.read_csv(task.plot)["objective/kl"].tolist() == pytest.approx(rows["objective/kl"].tolist())
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"seconds/rollout", "seconds/score", "seconds/update", "tokens_per_second"} <= set(lines[0]["timings"])
+    assert json.loads((task.out / "metrics.json").read_text())["steps"] == 6
+    snapshots = sorted(path.name for path in (task.out / "snapshots").iterdir())
+    assert snapshots == ["step-000003", "step-000006"]
+    last = load_file(task.out / "snapshots" / "step-000006" / "adapter_model.safetensors")
+    for name, weight in load_file(task.out / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(weight, last[name])
+    before, after = load_causal_lm(sft), load_causal_lm(task.out / "model")
+    name = "model.layers.0.self_attn.q_proj"
+    low, high = (weights(task)[f"base_model.model.{name}.lora_{part}.default.weight"] for part in "AB")
+    expected = before.get_parameter(f"{name}.weight") + 2.0 * high @ low
+    torch.testing.assert_close(after.get_parameter(f"{name}.weight"), expected)
+    assert not torch.equal(after.get_parameter(f"{name}.weight"), before.get_parameter(f"{name}.weight"))
+    assert load_tokenizer(task.out / "model").eos_token_id == 1
+
+
+def test_the_reward_is_learned(sft: Path, tmp_path: Path) -> None:
+    task = job(sft, tmp_path, params(steps=20, learning_rate=5e-3, batch_size=16, mini_batch_size=16, micro_batch_size=16))
+    alone(task)
+    scores = history(task)["objective/scores"]
+    assert scores.tail(3).mean() > scores.head(3).mean() + 0.15
+
+
+def test_gradient_accumulation_equals_the_full_batch(sft: Path, tmp_path: Path) -> None:
+    """The same answers in micro-batches of 8, 4 and 1: the same weights. Answers differ in length, so that averaging
+    the micro-batches' means would show."""
+    found = []
+    for micro in (8, 4, 1):
+        task = job(sft, tmp_path / str(micro), params(steps=2, mini_batch_size=8, micro_batch_size=micro))
+        alone(task)
+        found.append(weights(task))
+        assert history(task)["tokens/response_length"][0] % 1 != 0, "answers should differ in length"
+    for other in found[1:]:
+        for name, weight in found[0].items():
+            torch.testing.assert_close(other[name], weight, atol=2e-6, rtol=1e-4)
+
+
+def test_pad_equal_to_eos_changes_nothing(sft: Path, tmp_path: Path) -> None:
+    """Masks are explicit, so a tokenizer with pad == eos trains the same policy, EOS included, bit for bit."""
+    same = onpolicy.make_folder(tmp_path / "same", pad_is_eos=True)
+    tasks = [job(folder, tmp_path / name) for folder, name in ((sft, "apart"), (same, "together"))]
+    for task in tasks:
+        alone(task)
+    assert history(tasks[0])["tokens/eos_rate"].max() > 0
+    for name, weight in weights(tasks[0]).items():
+        assert torch.equal(weights(tasks[1])[name], weight)
+
+
+def test_epochs_stop_early_on_the_update_kl(sft: Path, tmp_path: Path) -> None:
+    task = job(
+        sft, tmp_path, params(steps=1, ppo_epochs=5, learning_rate=2e-2, lr_scheduler_type="constant", target_update_kl=1e-4)
+    )
+    alone(task)
+    assert 1 <= history(task)["policy/epochs"][0] < 5
+
+
+def test_critic_warm_up_moves_only_the_value_head(sft: Path, tmp_path: Path) -> None:
+    task = job(sft, tmp_path, params(steps=2, critic_warmup_steps=2))
+    alone(task)
+    found = weights(task)
+    assert all(not weight.any() for name, weight in found.items() if "lora_B" in name)
+    assert found["value_head.weight"].any()
+
+
+def test_beta_follows_the_target_and_is_resumed(sft: Path, tmp_path: Path) -> None:
+    """KL far below its target of 100 nats: beta falls by 20 % * 8 / 80 = 2 % a step: 0.05, 0.049, 0.04802."""
+    task = job(sft, tmp_path, params(steps=3, kl_target=100.0, kl_horizon=80))
+    alone(task)
+    assert history(task)["beta"].tolist() == pytest.approx([0.05, 0.049, 0.04802])
+
+
+def test_every_prompt_comes_once_an_epoch_and_workers_share_a_step(sft: Path, tmp_path: Path) -> None:
+    """7 prompts, 8 a step: 7 steps walk through the prompts 8 times; the workers' shares joined are one worker's."""
+    task = job(sft, tmp_path, params(samples_per_prompt=2))
+    seen: list[tuple[int, ...]] = []
+    for step in range(1, 8):
+        whole, first = my_prompts(task, Worker(0, 1, "cpu", Journal(None)), step)
+        parts = [my_prompts(task, Worker(rank, 3, "cpu", Journal(None)), step) for rank in range(3)]
+        assert [row for part, _ in parts for row in part] == whole
+        assert [first for _, first in parts] == [0, 4, 10]
+        assert first == 0
+        assert whole[::2] == whole[1::2]
+        seen += [tuple(row) for row in whole[::2]]
+    for epoch in range(8):
+        assert sorted(seen[7 * epoch : 7 * epoch + 7]) == sorted(map(tuple, onpolicy.PROMPTS))
+    assert seen[:7] != seen[7:14]
+
+
+def test_learning_rates_by_hand() -> None:
+    """10 steps of rate 1: linear 1, 0.9 ... 0.1; with 20 % warm-up 1/3, 2/3, then 1, 7/8 ...; cosine's half-way is 0.5."""
+    linear = params(steps=10, learning_rate=1.0)
+    assert [learning_rate(linear, step) for step in (1, 2, 10)] == pytest.approx([1.0, 0.9, 0.1])
+    warmed = params(steps=10, learning_rate=1.0, warmup_ratio=0.2)
+    assert [learning_rate(warmed, step) for step in (1, 2, 3, 4)] == pytest.approx([1 / 3, 2 / 3, 1.0, 7 / 8])
+    assert learning_rate(params(steps=10, learning_rate=1.0, lr_scheduler_type="cosine"), 6) == pytest.approx(0.5)
+    assert learning_rate(params(steps=10, learning_rate=1.0, lr_scheduler_type="constant"), 9) == 1.0
+
+
+def test_running_moments_are_those_of_all_scores() -> None:
+    """1, 2, 3 then 4, 10: mean 4, variance (9 + 4 + 1 + 0 + 36) / 5 = 10."""
+    normaliser = Normaliser()
+    normaliser.add(torch.tensor([1.0, 2.0, 3.0]))
+    normaliser.add(torch.tensor([4.0, 10.0]))
+    assert normaliser.mean == pytest.approx(4.0)
+    assert normaliser.squares / normaliser.count == pytest.approx(10.0)
+    torch.testing.assert_close(normaliser.applied(torch.tensor([4.0, 14.0])), torch.tensor([0.0, 10.0**0.5]))
+
+
+@dataclass(frozen=True)
+class Returns:
+    """A reward that returns ``value`` whatever it is asked."""
+
+    value: Any
+
+    def open(self, tokenizer: Any, device: str) -> Any:
+        """Nothing to load."""
+        return lambda prompts, answers, ended: self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [([1.0, 2.0], "2 scores for 1 answers"), (["x"], "expected a list of numbers"), (None, "NoneType")]
+)
+def test_a_reward_of_the_wrong_shape_is_refused_before_training(sft: Path, tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        alone(job(sft, tmp_path, reward=Returns(value)))
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_train_is_what_the_cluster_runs() -> None:
+    """Picklable by name, with the job as plain data."""
+    import pickle
+
+    assert pickle.loads(pickle.dumps(train)) is train
+    task = job(Path("a"), Path("b"))
+    assert pickle.loads(pickle.dumps(task)) == task
