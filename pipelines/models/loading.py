@@ -44,6 +44,9 @@ def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a plain transformers folder: config, safetensors, tokenizer; nothing that tells where or when."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     model.save_pretrained(str(folder), max_shard_size="100GB")
     tokenizer.save_pretrained(str(folder))
     for file in sorted(folder.glob("*.json")):

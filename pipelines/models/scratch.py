@@ -24,6 +24,8 @@ PAD, EOS = "<|endoftext|>", "<|im_end|>"
 WARMUP = 0.1
 FLOOR = 0.1
 """The learning rate ends at this fraction of its peak."""
+PARTS = 4
+"""The corpus is read up to this many times the tokens that all steps take."""
 REACH = 4
 """Rotary positions go on beyond the windows: this many times the context is what the model says that it takes."""
 
@@ -127,12 +129,15 @@ def training_texts(corpus: Path) -> list[str]:
 
 
 def _stream(job: Job) -> torch.Tensor:
-    """All documents as one row of tokens [T], each document ended by EOS."""
+    """Documents as one row of tokens [T], each ended by EOS; no more of them than the steps can see a part of."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True)
+    enough = PARTS * job.scratch.steps * job.scratch.batch_size * job.scratch.context
     ids: list[int] = []
     for text in training_texts(job.corpus):
+        if len(ids) >= enough:
+            break
         ids += [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
     if len(ids) <= job.scratch.context:
         raise DataError(f"{job.corpus.name}: {len(ids)} tokens are too few for base.scratch.context {job.scratch.context}")
