@@ -130,12 +130,13 @@ def params(beta: float, **changes: Any) -> Ppo:
         "precision": "float32",
         "learning_rate": 1e-2,
         "warmup_ratio": 0.05,
+        "lr_scheduler_type": "cosine",
         "beta": beta,
-        "steps": 200,
+        "steps": 160,
         "save_steps": 10_000,
-        "batch_size": 256,
-        "mini_batch_size": 256,
-        "micro_batch_size": 256,
+        "batch_size": 512,
+        "mini_batch_size": 512,
+        "micro_batch_size": 512,
         "normalise_scores": "none",
         "missing_eos_penalty": 0.0,
         "generation": Generation(max_new_tokens=STEPS, batch_size=10_000),
@@ -146,7 +147,7 @@ def params(beta: float, **changes: Any) -> Ppo:
 METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"estimator": "gae", "ppo_epochs": 2},
     "a2c": {"estimator": "gae", "ppo_epochs": 1, "cliprange": 0.0, "cliprange_value": 0.0},
-    "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 64},
+    "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 128},
     "reinforce": {"estimator": "reinforce", "ppo_epochs": 1},
 }
 

@@ -1,0 +1,52 @@
+"""The correctness gate: on an enumerable language model every method reaches the optimum that theory says (PPO.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import toy
+from tests.training.toy import METHODS, Optimum, beta_at, distribution, params, variation
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    folder = toy.make_folder(tmp_path_factory.mktemp("toy"))
+    return folder, distribution(folder)
+
+
+def reaches_the_optimum(reference: tuple[Path, torch.Tensor], out: Path, method: str, distance: float, seed: int) -> None:
+    """Gain of at least 0.99 of (J* - J_ref), total variation to pi* below 0.02."""
+    folder, probabilities = reference
+    optimum = Optimum(probabilities, beta_at(probabilities, distance))
+    found = toy.run(folder, out, params(optimum.beta, **METHODS[method]), seed)
+    assert optimum.share_of_gain(found) >= 0.99
+    assert variation(found, optimum.best) < 0.02
+
+
+def test_the_oracle_itself(reference: tuple[Path, torch.Tensor]) -> None:
+    """The 64 probabilities sum to 1; pi* attains J* = beta log E_ref[exp(r / beta)]; every other policy has less."""
+    _, probabilities = reference
+    assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
+    reference_64 = probabilities / probabilities.sum()
+    for distance in (0.7, 0.5, 0.3):
+        optimum = Optimum(reference_64, beta_at(reference_64, distance))
+        assert variation(reference_64, optimum.best) == pytest.approx(distance, abs=1e-6)
+        assert optimum.share_of_gain(optimum.best) == pytest.approx(1.0, abs=1e-9)
+        assert optimum.share_of_gain(0.9 * optimum.best + 0.1 * reference_64) < 0.99
+        assert optimum.share_of_gain(reference_64) == 0.0
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_method_reaches_the_optimum(reference: tuple[Path, torch.Tensor], tmp_path: Path, method: str) -> None:
+    reaches_the_optimum(reference, tmp_path, method, 0.5, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("distance", [0.7, 0.5, 0.3])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_grid(reference: tuple[Path, torch.Tensor], tmp_path: Path, method: str, distance: float, seed: int) -> None:
+    reaches_the_optimum(reference, tmp_path, method, distance, seed)
