@@ -10,7 +10,6 @@ import fcntl
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,9 +63,15 @@ def server_is_configured() -> bool:
 
 @contextmanager
 def server_if_needed() -> Iterator[None]:
-    """The configured Prefect API, or an embedded server for as long as this lasts."""
+    """The configured Prefect API, or that of a running `make ui`, or an embedded server for as long as this lasts."""
     if server_is_configured():
         yield
+    elif url := _pages_of_this_project():
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield
+        finally:
+            os.environ.pop("PREFECT_API_URL", None)
     else:
         with server():
             yield
@@ -83,7 +88,7 @@ def server() -> Iterator[None]:
     environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", processes.LAUNCH, str(os.getpid()), "uvicorn", *APP, "--port", str(port)],
+            processes.command("uvicorn", [*APP, "--port", str(port)]),
             env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
@@ -97,6 +102,20 @@ def server() -> Iterator[None]:
         _send_what_is_queued()
         os.environ.pop("PREFECT_API_URL", None)
         processes.stop(process, SERVER_GRACE)
+
+
+def _pages_of_this_project() -> str:
+    """The API of a `make ui` that runs here (two servers on one SQLite file would lock each other out); else empty."""
+    import httpx
+
+    note = Path(os.environ["PREFECT_HOME"]) / "ui.url"
+    if not note.exists():
+        return ""
+    url = note.read_text(encoding="utf-8").strip()
+    try:
+        return url if httpx.get(f"{url}/health", timeout=2.0).status_code == 200 else ""
+    except httpx.HTTPError:
+        return ""
 
 
 def _send_what_is_queued() -> None:

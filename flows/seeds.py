@@ -12,7 +12,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tasks import processes, versions
 FOLDER = Path(".runs/worktrees")
 RESULT = Path(".runs/seeds.json")
 MEASURES = ("gold_mean", "reward_mean", "kl", "win_rate")
+CODE = ("flows", "tasks", "pipelines", "dvc.yaml", ".dvc")
 SEED = re.compile(r"^seed:.*$", re.MULTILINE)
 
 
@@ -47,14 +47,16 @@ def run(root: Path, seeds: list[int], force: bool) -> int:
 
 
 def refuse_uncommitted(root: Path) -> None:
-    """A worktree has the committed code: with other code here, the seeds would not show what this folder does."""
-    changed = recipes.git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", ":!params.yaml", ":!dvc.lock")
-    paths = [line[3:] for line in changed.splitlines()]
-    code = [path for path in paths if path.startswith(("pipelines/", "tasks/", "flows/", "dvc.yaml", "constraints.txt", ".dvc"))]
-    if code:
-        shown = ", ".join(code[:5]) + (f" and {len(code) - 5} more" if len(code) > 5 else "")
+    """A worktree has the committed code and data: with others here, the seeds would not show what this folder does."""
+    changed = recipes.git(root, "diff", "--name-only", "HEAD").splitlines()
+    fresh = recipes.git(root, "ls-files", "--others", "--exclude-standard").splitlines()
+    copied = untracked_sources(root)
+    watched = (*CODE, *(path for path in versions.sources(root) if path not in copied))
+    differing = [path for path in (*changed, *fresh) if any(path == name or path.startswith(f"{name}/") for name in watched)]
+    if differing:
+        shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise EnvironmentFault(
-            f"--seeds runs the committed code, and {shown} differs from it: commit first (params.yaml may differ)"
+            f"--seeds runs what is committed, and {shown} differs from it: commit first (params.yaml may differ)"
         )
 
 
@@ -125,7 +127,7 @@ def _run_one(root: Path, folder: Path, force: bool) -> int:
 
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store_uri(root)}
     environment.pop("PYTHONSAFEPATH", None)
-    command = [sys.executable, "-c", processes.LAUNCH, str(os.getpid()), "flows", "run", *(["--force"] if force else [])]
+    command = processes.command("flows", ["run", *(["--force"] if force else [])])
     with subprocess.Popen(command, cwd=folder, env=environment) as child:
         try:
             return child.wait()

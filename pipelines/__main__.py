@@ -18,11 +18,14 @@ QUIET = {
 
 
 def main() -> int:
-    """Run the stage that the command line names."""
+    """Run the stage that the command line names; ``generate`` tries a model instead."""
+    if sys.argv[1:2] == ["generate"]:
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        from pipelines import generate
+
+        return generate.main(sys.argv[2:], Path.cwd())
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        print(
-            "usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr
-        )
+        print("usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr)
         return 0 if "--help" in sys.argv or "-h" in sys.argv else 3
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

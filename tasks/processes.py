@@ -40,13 +40,18 @@ _running: set[subprocess.Popen[Any]] = set()
 _lock = threading.RLock()
 
 
+def command(module: str, arguments: Sequence[str]) -> list[str]:
+    """The command line of ``python -m MODULE ARGUMENTS`` for a child that ends with the thread that starts it."""
+    return [sys.executable, "-c", LAUNCH, str(os.getpid()), module, *arguments]
+
+
 def start(module: str, arguments: Sequence[str], root: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """Start ``python -m MODULE ARGUMENTS`` in a session of its own, stdout and stderr in one pipe."""
     with _lock:
         if stopping.is_set():
             raise KeyboardInterrupt
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(os.getpid()), module, *arguments],
+            command(module, arguments),
             cwd=root,
             env=environment,
             stdin=subprocess.DEVNULL,

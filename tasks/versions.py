@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,10 +125,13 @@ def opened(root: Path) -> Iterator[Any]:
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
 
+    if not (root / ".dvc").is_dir():
+        raise EnvironmentFault(f"{root}: not a prefloop project (no .dvc folder); change into its folder")
     os.environ.update(private(root))
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
-        with Repo(str(root)) as repo, lock_repo(repo):
+        with chdir(root), Repo(str(root)) as repo, lock_repo(repo):  # DVC resolves some paths from the current folder
+            _drop_locks_of_the_dead(Path(repo.tmp_dir) / "rwlock")
             yield repo
     except LockError as error:
         raise EnvironmentFault(
@@ -165,11 +168,11 @@ def tool(name: str) -> str:
 
 def explained(error: Exception, root: Path) -> PrefloopError:
     """DVC's error in one line: which file, what is wrong, how to mend it."""
-    from dvc.exceptions import NotDvcRepoError
+    from dvc.scm import SCMError
     from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 
-    if isinstance(error, NotDvcRepoError):
-        return EnvironmentFault(f"{root}: not a prefloop project (no .dvc folder); change into its folder")
+    if isinstance(error, SCMError):
+        return EnvironmentFault(f"{root}: not a git repository; clone the project with git, or `git init` here")
     if isinstance(error, YAMLSyntaxError | YAMLValidationError):
         name, detail = Path(str(error.args[0]).split("'")[1]).name, _cause(error)
         if name == "dvc.lock":
@@ -178,6 +181,25 @@ def explained(error: Exception, root: Path) -> PrefloopError:
             return EnvironmentFault(f"dvc.lock: damaged ({detail}); {mend}: results come back from DVC's run cache")
         return ConfigurationError(f"{name}: not valid ({detail})")
     return ConfigurationError(f"dvc: {_flat(str(error))}")
+
+
+def _drop_locks_of_the_dead(path: Path) -> None:
+    """Remove DVC's table of busy paths when all that it names have ended (to DVC, an unreaped process lives)."""
+    import psutil
+
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    holders = [*table.get("write", {}).values(), *(reader for readers in table.get("read", {}).values() for reader in readers)]
+    for pid in {int(holder["pid"]) for holder in holders}:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            continue
+    if holders:
+        path.unlink()
 
 
 def _ordered(repo: Any) -> list[tuple[Any, tuple[str, ...]]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flows.project import Project, environment_for, make
+from tests.project import Project, environment_for, make
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,7 @@ def api() -> Iterator[str]:
     from prefect.settings import get_current_settings
     from prefect.testing.utilities import prefect_test_harness
 
+    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     with prefect_test_harness(server_startup_timeout=180):
         yield str(get_current_settings().api.url)
 
@@ -34,6 +36,6 @@ def project(tmp_path: Path, api: str, store: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def projects(tmp_path: Path) -> Callable[[str], Project]:
-    """Makes projects that have no Prefect server configured."""
-    return lambda name: make(tmp_path / name, environment_for(tmp_path / "home"))
+def offline(tmp_path: Path) -> Project:
+    """A project without a Prefect server: what needs one would have to start its own."""
+    return make(tmp_path / "offline", environment_for(tmp_path / "home"))
