@@ -190,27 +190,25 @@ def _run_seeds(root: Path, options: argparse.Namespace) -> int:
 
     if options.only or options.dry_run:
         raise ConfigurationError("--seeds runs the whole pipeline: it goes with neither --only nor --dry-run")
+    seeds.refuse_uncommitted(root)
     with environment.alone(root), environment.server_if_needed():
         return seeds.run(root, options.seeds, options.force)
 
 
 def _nothing_to_do(root: Path, plan: Plan) -> int:
     """The no-op run: DVC says that all is up to date, so neither a flow nor a server is started."""
-    from flows import console
     from tasks import publish
 
-    page = root / publish.PAGE
-    if not page.exists():
+    if not (root / publish.PAGE).exists():
         publish.report(root, "", "")
-    print(f"everything is up to date ({len(plan.stages)} stages)")
-    console.summary(root, Path(publish.PAGE) if page.exists() else None)
+    print("everything is up to date" if len(plan.stages) > 1 else f"{plan.stages[0].stage} is up to date")
+    _summarise(root, plan)
     return 0
 
 
 def _run_flow(root: Path, plan: Plan, only: tuple[str, ...], force: bool) -> int:
     """The flow ``train`` with a display; the summary at the end."""
     from flows import console, environment
-    from tasks import publish
 
     started = time.monotonic()
     try:
@@ -225,10 +223,18 @@ def _run_flow(root: Path, plan: Plan, only: tuple[str, ...], force: bool) -> int
     except (KeyboardInterrupt, Exception) as error:
         return console.complain(error)
     console.outcomes(results, display.metrics)
-    page = root / publish.PAGE
-    console.summary(root, Path(publish.PAGE) if page.exists() else None)
+    _summarise(root, plan)
     print(f"done in {time.monotonic() - started:.0f} s", flush=True)
     return 0
+
+
+def _summarise(root: Path, plan: Plan) -> None:
+    """The policies and the report's place, unless other stages alone were asked for: then they may be of an earlier run."""
+    from flows import console
+    from tasks import publish
+
+    if any(planned.stage == publish.LAST for planned in plan.stages):
+        console.summary(root, publish.PAGE if (root / publish.PAGE).exists() else None)
 
 
 def _warm_tracking(root: Path, plan: Plan) -> None:

@@ -56,9 +56,10 @@ def train(only: tuple[str, ...] = (), force: bool = False, root: str = ".") -> l
 
         results = walk(plan, params.runtime.parallel_stages, submit)
 
-    # 4. what people look at
-    publish.summary(folder)
-    publish.report(folder, mlflow_run, str(flow_run.id))
+    # 4. what people look at, when it belongs to what is there now
+    if any(result["stage"] == publish.LAST for result in results):
+        publish.summary(folder)
+        publish.report(folder, mlflow_run, str(flow_run.id))
     return results
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from tasks import versions
 
 PAGE = Path(".runs/report/index.html")
+LAST = "report"
+"""The stage whose outputs are published; a run of other stages alone publishes nothing."""
 
 
 @contextmanager
