@@ -178,7 +178,7 @@ class Preferences(Section):
 
 
 class Reward(Training):
-    """A Bradley-Terry reward model on the SFT model's trunk."""
+    """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all)."""
 
     pooling: Literal["mean", "last"] = "mean"
     layers: Annotated[int, Field(ge=0)] = 0
@@ -257,10 +257,11 @@ class Ppo(Policy):
 
 
 class Dpo(Policy):
-    """Direct preference optimisation with TRL's trainer."""
+    """Direct preference optimisation with TRL's trainer, on the ``pairs_per_prompt`` most decisive pairs (0 = all)."""
 
     method: Literal["dpo"]
     learns_from: str = "artifacts/preferences/pairs.parquet"
+    pairs_per_prompt: Annotated[int, Field(ge=0)] = 0
     beta: Positive = 0.1
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     label_smoothing: Fraction = 0.0

@@ -17,7 +17,7 @@ from torch import nn
 
 from pipelines.data.tables import write_json
 from pipelines.data.tokens import right_pad
-from pipelines.errors import DataError
+from pipelines.errors import ConfigurationError, DataError
 from pipelines.models.adapters import is_adapted, load_adapter, save_adapter
 from pipelines.models.loading import autocast, load_causal_lm
 
@@ -76,9 +76,20 @@ def pool(hidden: torch.Tensor, answer_mask: torch.Tensor, pooling: Pooling) -> t
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
 
-def new_reward(sft_folder: Path, pooling: Pooling, device: str = "cpu") -> RewardModel:
-    """An untrained reward model on the SFT model's trunk: every score is 0, because the head is."""
-    return RewardModel(load_causal_lm(sft_folder, device).base_model, pooling).to(device)
+def new_reward(sft_folder: Path, pooling: Pooling, layers: int = 0, device: str = "cpu") -> RewardModel:
+    """An untrained reward model on the SFT model's first ``layers`` layers (0 = all): every score is 0, as the head is."""
+    return RewardModel(lower(load_causal_lm(sft_folder, device).base_model, layers), pooling).to(device)
+
+
+def lower(trunk: Any, layers: int) -> Any:
+    """The trunk cut off above its first ``layers`` layers (0 = all); its final norm stays."""
+    if layers:
+        found = len(getattr(trunk, "layers", ()))
+        if layers > found:
+            raise ConfigurationError(f"reward.layers: {layers}: the model has {found} layers to name; set fewer, or 0 for all")
+        trunk.layers = trunk.layers[:layers]
+        trunk.config.num_hidden_layers = layers
+    return trunk
 
 
 def save_reward(model: RewardModel, folder: Path, base: str = "") -> None:
@@ -93,7 +104,9 @@ def save_reward(model: RewardModel, folder: Path, base: str = "") -> None:
     else:
         state = model.trunk.state_dict()
         save_file({key: state[key].detach().cpu().contiguous() for key in sorted(state)}, folder / TRUNK)
-    write_json(folder / SETTINGS, {"centre": float(model.centre), "pooling": model.pooling, "trained": kind})
+    layers = model.config.num_hidden_layers
+    settings = {"centre": float(model.centre), "layers": layers, "pooling": model.pooling, "trained": kind}
+    write_json(folder / SETTINGS, settings)
 
 
 def load_reward(folder: Path, sft_folder: Path, device: str = "cpu") -> RewardModel:
@@ -103,7 +116,7 @@ def load_reward(folder: Path, sft_folder: Path, device: str = "cpu") -> RewardMo
     if not (folder / SETTINGS).is_file():
         raise DataError(f"{folder}: no reward model here ({SETTINGS} is missing); run the stage reward")
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    trunk = load_causal_lm(sft_folder, "cpu").base_model
+    trunk = lower(load_causal_lm(sft_folder).base_model, settings["layers"])
     if settings["trained"] == "adapter":
         trunk = load_adapter(trunk, folder / ADAPTER)
     else:

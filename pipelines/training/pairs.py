@@ -14,10 +14,29 @@ from pipelines.data.tokens import encode_completion, encode_prompt
 Row = dict[str, list[int]]
 
 
-def read_rows(path: Path, tokenizer: Any) -> dict[str, list[Row]]:
+def read_rows(path: Path, tokenizer: Any, per_prompt: int = 0) -> dict[str, list[Row]]:
     """The pairs of each split as ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``; an answer that was cut has no EOS."""
-    table = read_table(path, PAIRS)
+    table = decisive(read_table(path, PAIRS), per_prompt)
     return {split: _rows(table[table["split"] == split], tokenizer) for split in ("train", "validation", "test")}
+
+
+def decisive(table: pd.DataFrame, per_prompt: int) -> pd.DataFrame:
+    """The ``per_prompt`` pairs of each prompt that its labels put furthest apart (0 = all pairs), in the table's order.
+
+    An answer's standing is its wins minus its losses among the prompt's pairs (Copeland's score): of all pairs of four
+    answers, one a prompt sets the one that wins most against the one that loses most. Only labels are read, no score.
+    """
+    if not per_prompt:
+        return table
+    won = table.groupby(["prompt_id", "chosen"]).size()
+    lost = table.groupby(["prompt_id", "rejected"]).size()
+    standing = won.sub(lost.rename_axis(won.index.names), fill_value=0)
+    gaps = [
+        standing[prompt, chosen] - standing[prompt, rejected]
+        for prompt, chosen, rejected in zip(table["prompt_id"], table["chosen"], table["rejected"], strict=True)
+    ]
+    ranks = table.assign(gap=gaps).sort_values("gap", ascending=False, kind="stable").groupby("prompt_id").cumcount()
+    return table[ranks.reindex(table.index) < per_prompt]
 
 
 def longest(rows: list[Row]) -> int:

@@ -74,7 +74,7 @@ def train(job: Job, worker: Worker) -> None:
 
     # 2. the model: the SFT model's trunk, fresh adapters where asked, a head of zeros
     torch.manual_seed(job.seed)
-    model = new_reward(job.sft, job.training.pooling, worker.device)
+    model = new_reward(job.sft, job.training.pooling, job.training.layers, worker.device)
     model.trunk = add_adapter(model.trunk, job.training)
     for split, some in rows.items():
         hf.check_lengths(some, longest(some), model.config.max_position_embeddings, f"{job.pairs.name} ({split})")

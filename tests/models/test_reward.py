@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.config import Training
-from pipelines.errors import DataError
+from pipelines.errors import ConfigurationError, DataError
 from pipelines.models.adapters import add_adapter
 from pipelines.models.reward import RewardModel, collate, load_reward, new_reward, pool, save_reward, score
 from tests import small
@@ -74,6 +74,17 @@ def test_a_saved_model_scores_the_same_and_its_files_repeat(tmp_path: Path, adap
     assert sorted(map(str, files)) == sorted([*trained, "head.safetensors", "reward.json"])
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_lower_layers_alone_score_the_same_after_loading(tmp_path: Path) -> None:
+    model = new_reward(small.model_folder(tmp_path / "sft"), "mean", layers=1)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    assert len(model.trunk.layers) == 1
+    save_reward(model, tmp_path / "reward")
+    again = load_reward(tmp_path / "reward", tmp_path / "sft")
+    assert score(again, PROMPTS, ANSWERS, 4, "float32") == score(model, PROMPTS, ANSWERS, 4, "float32")
+    with pytest.raises(ConfigurationError, match="the model has 2 layers to name"):
+        new_reward(tmp_path / "sft", "mean", layers=3)
 
 
 def test_a_missing_reward_model_is_named(tmp_path: Path) -> None:
