@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines.errors import ConfigurationError, PrefloopError
+from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
 
 if TYPE_CHECKING:
     from tasks.versions import Plan
@@ -83,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     except PrefloopError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.code
+    except ModuleNotFoundError as error:
+        print(f"error: the package {error.name} is missing in {sys.prefix}: `make install` installs it", file=sys.stderr)
+        return EnvironmentFault.code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr, flush=True)
         return 130

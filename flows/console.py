@@ -21,6 +21,8 @@ from tasks.stages import Result, Watcher
 
 SHOWN = re.compile(r"^(warning|note): ")
 DONE = re.compile(r"^(?P<stage>\S+)  done in [\d.]+ s(?:  (?P<metric>\S+) (?P<value>\S+))?")
+SHORT = 3
+"""Words of a note that only says what is going on."""
 EVERY = 10.0
 """Seconds between two progress lines of a stage where there is no terminal."""
 
@@ -37,6 +39,7 @@ class Display(Watcher):
         self.metrics: dict[str, str] = {}
         self._bars: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._told: set[tuple[str, str]] = set()
         self._lock = threading.RLock()
         self._progress = Progress(
             SpinnerColumn(),
@@ -97,13 +100,18 @@ class Display(Watcher):
             self.note(f"{self._place()} {stage}: failed: {message}")
 
     def _move(self, stage: str, match: re.Match[str], text: str) -> None:
-        metric = f"  {match['metric']} {match['value']}" if match["metric"] else ""
-        status = f"{match['step']}/{match['total']}  {match['rate']} step/s  {match['left']} left{metric}"
+        shown = [part for part in text.partition(" left")[2].split("  ") if part]
+        for note in [part for part in shown if len(part.split()) > SHORT]:  # a sentence: told once, and it stays
+            shown.remove(note)
+            if (stage, note) not in self._told:
+                self._told.add((stage, note))
+                self.note(f"{stage}: {note}")
+        status = "  ".join([f"{match['step']}/{match['total']}  {match['rate']} step/s  {match['left']} left", *shown])
         if stage in self._bars:
             self._progress.update(self._bars[stage], total=int(match["total"]), completed=int(match["step"]), status=status)
         elif not self.console.is_terminal and time.monotonic() - self._said.get(stage, 0.0) >= EVERY:
             self._said[stage] = time.monotonic()
-            self.note(text)
+            self.note(f"{stage}  {match['percent']} %  {status}")
 
     def _close(self, stage: str) -> None:
         if stage in self._bars:

@@ -128,7 +128,7 @@ def opened(root: Path) -> Iterator[Any]:
     if not (root / ".dvc").is_dir():
         raise EnvironmentFault(f"{root}: not a prefloop project (no .dvc folder); change into its folder")
     os.environ.update(private(root))
-    logging.getLogger("dvc").setLevel(logging.ERROR)
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars and no warnings of its own on the terminal
     try:
         with chdir(root), Repo(str(root)) as repo, lock_repo(repo):  # DVC resolves some paths from the current folder
             _drop_locks_of_the_dead(Path(repo.tmp_dir) / "rwlock")
