@@ -92,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"error: {error.filename or Path.cwd()}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return EnvironmentFault.code
 
 
 def do_run(root: Path, options: argparse.Namespace) -> int:
@@ -124,7 +127,7 @@ def do_status(root: Path, options: argparse.Namespace) -> int:
     """One line a stage: up to date, or what a run would do with it and why."""
     from flows import estimates, recipes
     from pipelines import config
-    from tasks import versions
+    from tasks import repository, versions
 
     config.load()
     plan = versions.plan(root)
@@ -135,7 +138,7 @@ def do_status(root: Path, options: argparse.Namespace) -> int:
     print(f"params.yaml: {f'recipe {recipes.current(root)}' if recipes.current(root) else 'edited, no recipe has it'}")
     print("\n".join(estimates.aligned(rows)))
     for path in plan.foreign:
-        print(f"changed by hand: {path} (`{versions.tool('dvc')} checkout --force {path}` restores it)")
+        print(f"changed by hand: {path} (`{repository.tool('dvc')} checkout --force {path}` restores it)")
     return 0
 
 
@@ -170,7 +173,7 @@ def do_generate(root: Path, options: argparse.Namespace) -> int:
     """Hand over to ``python -m pipelines generate``, which loads the model and streams."""
     import subprocess
 
-    from tasks import versions
+    from tasks import repository
 
     arguments = [
         "--policy",
@@ -181,7 +184,7 @@ def do_generate(root: Path, options: argparse.Namespace) -> int:
         str(options.temperature),
     ]
     command = [sys.executable, "-m", "pipelines", "generate", *arguments, "--seed", str(options.seed), "--", options.prompt]
-    with subprocess.Popen(command, cwd=root, env=versions.environment(root)) as child:
+    with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
         try:
             return child.wait()
         except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from rich.table import Table
 from pipelines.errors import PrefloopError
 from pipelines.progress import LINE, clock
 from tasks import versions
-from tasks.stages import Result, Watcher
+from tasks.stages import Result, StageDied, Watcher
 
 SHOWN = re.compile(r"^(warning|note): ")
 DONE = re.compile(r"^(?P<stage>\S+)  done in [\d.]+ s(?:  (?P<metric>\S+) (?P<value>\S+))?")
@@ -161,5 +162,7 @@ def complain(error: BaseException) -> int:
             "\ninterrupted: every stage is stopped; `prefloop run` goes on from the last checkpoint", file=sys.stderr, flush=True
         )
         return 130
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    if not isinstance(error, PrefloopError | StageDied):
+        traceback.print_exception(error)
+    print(f"error: {error or type(error).__name__}", file=sys.stderr, flush=True)
     return error.code if isinstance(error, PrefloopError) else 1

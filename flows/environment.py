@@ -65,6 +65,7 @@ def server_is_configured() -> bool:
 def server_if_needed() -> Iterator[None]:
     """The configured Prefect API, or that of a running `make ui`, or an embedded server for as long as this lasts."""
     if server_is_configured():
+        _check_api()
         yield
     elif url := _pages_of_this_project():
         os.environ["PREFECT_API_URL"] = url
@@ -75,6 +76,17 @@ def server_if_needed() -> Iterator[None]:
     else:
         with server():
             yield
+
+
+def _check_api() -> None:
+    """Say at once that the configured API is not there; a flow would try for a minute and then show a traceback."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        trouble = client.api_healthcheck()
+        if trouble is not None:
+            reason = " ".join(str(trouble).split()) or type(trouble).__name__
+            raise EnvironmentFault(f"PREFECT_API_URL: {client.api_url} cannot be used ({reason}); start that server, or unset it")
 
 
 @contextmanager

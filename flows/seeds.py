@@ -18,7 +18,7 @@ from typing import Any
 from flows import estimates, recipes
 from pipelines import config
 from pipelines.errors import EnvironmentFault
-from tasks import processes, versions
+from tasks import processes, repository, versions
 
 FOLDER = Path(".runs/worktrees")
 RESULT = Path(".runs/seeds.json")
@@ -74,7 +74,7 @@ def prepare(root: Path, seed: int) -> Path:
         SEED.sub(line, text, count=1) if SEED.search(text) else f"{line}\n{text}", encoding="utf-8"
     )
     config.load(folder / config.PARAMS)
-    versions.share_cache(root, folder)
+    repository.share_cache(root, folder)
     for relative in untracked_sources(root):
         _copy(root / relative, folder / relative)
     return folder

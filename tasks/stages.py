@@ -22,7 +22,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from pipelines.errors import ConfigurationError, DataError, EnvironmentFault, PrefloopError
-from tasks import processes, versions
+from tasks import processes, repository, versions
 
 Outcome = Literal["ran", "cached", "unchanged"]
 OUTCOMES: dict[str, Outcome] = {
@@ -113,7 +113,7 @@ def reproduce(stage: str, root: Path, force: bool) -> Result:
     watchers[-1].started(stage)
     started = time.monotonic()
     arguments = ["--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
-    process = processes.start("dvc", arguments, root, versions.environment(root))
+    process = processes.start("dvc", arguments, root, repository.environment(root))
     logger = get_run_logger()
     seen: list[str] = []
     with (folder / "output.log").open("w", encoding="utf-8") as log:

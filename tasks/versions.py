@@ -1,4 +1,4 @@
-"""What DVC knows: the graph, what is up to date, what would run and why. DVC's errors become one line with an exit code.
+"""What DVC knows: the graph, what is up to date, what would run and why.
 
 dvc.yaml owns the graph; nothing here lists a stage or an edge.
 """
@@ -6,21 +6,15 @@ dvc.yaml owns the graph; nothing here lists a stage or an edge.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
+from pipelines.errors import ConfigurationError, EnvironmentFault
+from tasks import repository
 
 Action = Literal["unchanged", "restore", "run"]
-Graph = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ def plan(root: Path, only: tuple[str, ...] = (), force: bool = False) -> Plan:
     ``only`` names stages (``policy`` stands for every ``policy@...``); the others are left out. Raises ConfigurationError
     for an unknown stage or a missing source, EnvironmentFault for a damaged dvc.lock.
     """
-    with opened(root) as repo:
+    with repository.opened(root) as repo:
         nodes = _ordered(repo)
         chosen = _chosen(only, [stage.name for stage, _ in nodes])
         actions: dict[str, Action] = {}
@@ -82,14 +76,14 @@ def refuse_foreign(plan: Plan) -> None:
         paths = ", ".join(plan.foreign)
         raise EnvironmentFault(
             f"{paths}: changed by hand (the content is neither in dvc.lock nor in DVC's cache), and a run would overwrite it; "
-            f"`{tool('dvc')} checkout --force {' '.join(plan.foreign)}` restores the result, "
+            f"`{repository.tool('dvc')} checkout --force {' '.join(plan.foreign)}` restores the result, "
             "`prefloop run --force` runs every stage again"
         )
 
 
 def outs(root: Path, stage: str) -> dict[str, str]:
     """A stage's outputs and their hashes (path -> md5) as dvc.lock has them; empty when it has none."""
-    with opened(root) as repo:
+    with repository.opened(root) as repo:
         return {
             str(out.def_path): str(out.hash_info.value)
             for found in repo.stage.collect(stage)
@@ -98,108 +92,11 @@ def outs(root: Path, stage: str) -> dict[str, str]:
         }
 
 
-def share_cache(root: Path, worktree: Path) -> None:
-    """Let a worktree use this project's DVC cache, linked rather than copied, and this machine's other DVC settings."""
-    from dvc.repo import Repo
-
-    local = root / ".dvc" / "config.local"
-    if local.exists():
-        shutil.copy2(local, worktree / ".dvc" / "config.local")
-    with Repo(str(root)) as repo:
-        cache = str(Path(repo.cache.local_cache_dir).resolve())
-    with Repo(str(worktree)) as repo, repo.config.edit("local") as settings:
-        settings["cache"] = {"dir": cache, "type": ["reflink", "hardlink", "symlink", "copy"]}
-
-
 def sources(root: Path) -> list[str]:
     """The files and folders that stages read and no stage writes."""
-    with opened(root) as repo:
+    with repository.opened(root) as repo:
         deps = {dep.def_path: dep for stage in repo.index.stages for dep in stage.deps if dep.hash_name == "md5"}
         return sorted(str(path) for path, dep in deps.items() if not _made_by_a_stage(dep, repo))
-
-
-@contextmanager
-def opened(root: Path) -> Iterator[Any]:
-    """DVC's repository with its lock held; what DVC finds wrong is raised as a PrefloopError of one line."""
-    from dvc.exceptions import DvcException
-    from dvc.lock import LockError
-    from dvc.repo import Repo, lock_repo
-
-    if not (root / ".dvc").is_dir():
-        raise EnvironmentFault(f"{root}: not a prefloop project (no .dvc folder); change into its folder")
-    os.environ.update(private(root))
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars and no warnings of its own on the terminal
-    try:
-        with chdir(root), Repo(str(root)) as repo, lock_repo(repo):  # DVC resolves some paths from the current folder
-            _drop_locks_of_the_dead(Path(repo.tmp_dir) / "rwlock")
-            yield repo
-    except LockError as error:
-        raise EnvironmentFault(
-            "DVC is at work in this folder (another run, or a `dvc` command); wait for it or stop it"
-        ) from error
-    except DvcException as error:
-        raise explained(error, root) from error
-
-
-def environment(root: Path) -> dict[str, str]:
-    """What a ``dvc repro`` inherits: this virtual environment's python first, a plain shell, no telemetry, a private cache."""
-    from pipelines.__main__ import QUIET
-
-    here = str(Path(sys.executable).parent)
-    dropped = ("DVC_ROOT", "DVC_STAGE", "PYTHONSAFEPATH")
-    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-    path = os.pathsep.join([here, inherited.get("PATH", os.defpath)])
-    return {**QUIET, **inherited, **private(root), "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
-
-
-def private(root: Path) -> dict[str, str]:
-    """DVC's site cache inside the project, readable by its owner only: DVC unpickles what it finds there."""
-    folder = root / ".dvc" / "tmp" / "site"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    return {"DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(folder)}
-
-
-def tool(name: str) -> str:
-    """How a person calls a tool of this virtual environment: ``.venv/bin/dvc`` from the project's folder, else its name."""
-    path = Path(sys.executable).with_name(name)
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else name
-
-
-def explained(error: Exception, root: Path) -> PrefloopError:
-    """DVC's error in one line: which file, what is wrong, how to mend it."""
-    from dvc.scm import SCMError
-    from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
-
-    if isinstance(error, SCMError):
-        return EnvironmentFault(f"{root}: not a git repository; clone the project with git, or `git init` here")
-    if isinstance(error, YAMLSyntaxError | YAMLValidationError):
-        name, detail = Path(str(error.args[0]).split("'")[1]).name, _cause(error)
-        if name == "dvc.lock":
-            committed = subprocess.run(["git", "cat-file", "-e", "HEAD:dvc.lock"], cwd=root, capture_output=True).returncode == 0
-            mend = "`git checkout dvc.lock` restores the committed one, or delete it" if committed else "delete it"
-            return EnvironmentFault(f"dvc.lock: damaged ({detail}); {mend}: results come back from DVC's run cache")
-        return ConfigurationError(f"{name}: not valid ({detail})")
-    return ConfigurationError(f"dvc: {_flat(str(error))}")
-
-
-def _drop_locks_of_the_dead(path: Path) -> None:
-    """Remove DVC's table of busy paths when all that it names have ended (to DVC, an unreaped process lives)."""
-    import psutil
-
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    holders = [*table.get("write", {}).values(), *(reader for readers in table.get("read", {}).values() for reader in readers)]
-    for pid in {int(holder["pid"]) for holder in holders}:
-        try:
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                return
-        except psutil.NoSuchProcess:
-            continue
-    if holders:
-        path.unlink()
 
 
 def _ordered(repo: Any) -> list[tuple[Any, tuple[str, ...]]]:
@@ -334,17 +231,3 @@ def _made(folder: Path) -> dict[str, str] | None:
         return dict(json.loads((folder / "last.json").read_text(encoding="utf-8")).get("outs", {}))
     except (OSError, ValueError):
         return {}
-
-
-def _cause(error: Any) -> str:
-    """What the YAML parser or DVC's schema says, in one line."""
-    cause = error.exc.__cause__ if isinstance(error.exc.__cause__, Exception) else error.exc
-    problem, mark = getattr(cause, "problem", None), getattr(cause, "problem_mark", None)
-    if problem and mark:
-        merge = ", merge conflict" if "<<<<<<<" in error.yaml_text else ""
-        return f"line {mark.line + 1}: {problem}{merge}"
-    return _flat(str(cause))
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())
