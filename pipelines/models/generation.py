@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from pipelines.config import Generation, Precision
 from pipelines.data.tokens import left_pad
 from pipelines.errors import DataError
+from pipelines.models.halves import half_linears
 from pipelines.models.loading import autocast
 from pipelines.models.policy import causal_lm, head, pack, response_states, token_logprobs, trunk
 
@@ -51,7 +52,7 @@ def sample(
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
-    with autocast(precision, device.type):
+    with half_linears(model, precision), autocast(precision, device.type):
         for start in range(0, len(order), generation.batch_size):
             chosen = order[start : start + generation.batch_size]
             uniforms = None if greedy else _uniforms([seeds[row] for row in chosen], generation.max_new_tokens).to(device)
