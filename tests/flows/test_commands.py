@@ -194,6 +194,7 @@ def test_generate_names_what_is_missing(offline: Project) -> None:
     assert "there are: base, ppo, sft" in printed
 
 
+@pytest.mark.slow
 def test_seeds_run_in_worktrees_that_share_the_cache(project: Project) -> None:
     code, printed = project.prefloop("run", "--seeds", "1", "2")
     assert code == 0, printed
