@@ -49,7 +49,7 @@ def artifact(key: str) -> str:
         return str(client.request("GET", f"/artifacts/{key}/latest").json()["data"])
 
 
-def test_it_runs_restores_and_leaves_alone(project: Project, store: str) -> None:
+def test_it_runs_restores_and_leaves_alone(project: Project, offline: Project, store: str) -> None:
     code, printed = project.prefloop("run")
     assert code == 0, printed
     assert project.ran() == STAGES
@@ -61,6 +61,8 @@ def test_it_runs_restores_and_leaves_alone(project: Project, store: str) -> None
     assert page.endswith("</section></body></html>")
     assert project.git("rev-parse", "HEAD").strip() in page
     first_lock = project.read("dvc.lock")
+    offline.dvc("repro")
+    assert offline.read("dvc.lock") == first_lock, "DVC alone gives the same bytes"
     at = {(name, what): seconds for name, _, seconds, what in project.events()}
     assert at["side@right", "start"] > at["side@left", "end"], "one at a time, unless told otherwise"
 
