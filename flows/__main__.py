@@ -226,11 +226,11 @@ def _run_flow(root: Path, plan: Plan, only: tuple[str, ...], force: bool) -> int
 
             with console.Display(plan) as display, watched(display):
                 results: list[dict[str, Any]] = train(only, force, str(root))
+            console.outcomes(results, display.metrics)
+            _summarise(root, plan)
+            print(f"done in {time.monotonic() - started:.0f} s", flush=True)
     except (KeyboardInterrupt, Exception) as error:
         return console.complain(error)
-    console.outcomes(results, display.metrics)
-    _summarise(root, plan)
-    print(f"done in {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
 

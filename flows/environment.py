@@ -53,9 +53,18 @@ def prepare(root: Path) -> None:
 
 
 def server_is_configured() -> bool:
-    """Whether a Prefect API is named by the environment, a profile or a prefect.toml."""
+    """Whether a Prefect API is named by the environment, a profile or a settings file.
+
+    Prefect itself (a second of imports) is asked only where there is such a file.
+    """
     if "PREFECT_API_URL" in os.environ:
         return bool(os.environ["PREFECT_API_URL"])
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or Path(os.environ["PREFECT_HOME"], "profiles.toml"))
+    pyproject = Path("pyproject.toml")
+    if not any(path.exists() for path in (profiles, Path("prefect.toml"), Path(".env"))) and not (
+        pyproject.exists() and "[tool.prefect" in pyproject.read_text(encoding="utf-8")
+    ):
+        return False
     from prefect.settings import get_current_settings
 
     return bool(get_current_settings().api.url)
@@ -92,8 +101,6 @@ def _check_api() -> None:
 @contextmanager
 def server() -> Iterator[None]:
     """Prefect's embedded server for as long as this lasts, announced through PREFECT_API_URL."""
-    from prefect.context import refresh_global_settings_context
-
     port = free_port()
     log = Path(os.environ["PREFECT_HOME"]) / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +112,8 @@ def server() -> Iterator[None]:
         )  # fmt: skip
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     try:
+        from prefect.context import refresh_global_settings_context
+
         import flows.train  # noqa: F401  (Prefect's imports take as long as the server's: side by side)
 
         refresh_global_settings_context()
