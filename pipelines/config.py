@@ -146,6 +146,8 @@ class Training(Section):
 class Sft(Training):
     """Supervised fine-tuning on the completion's tokens only."""
 
+    learning_rate: Positive = 1e-3
+    warmup_ratio: Fraction = 0.05
     num_train_epochs: Count = 1
 
 
@@ -169,10 +171,10 @@ class Preferences(Section):
     source: Literal["judge", "pool", "both"] = "judge"
     judge: Judge
     answers: Annotated[int, Field(ge=2)] = 4
-    pairing: Literal["random", "best_worst", "all"] = "best_worst"
+    pairing: Literal["random", "best_worst", "all"] = "all"
     bradley_terry_temperature: Positive = 0.1
     label_noise: Fraction = 0.0
-    min_margin: Annotated[float, Field(ge=0.0)] = 0.05
+    min_margin: Annotated[float, Field(ge=0.0)] = 0.2
     precision: Precision = "bf16"
     generation: Generation = Generation()
 
@@ -181,9 +183,11 @@ class Reward(Training):
     """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all)."""
 
     pooling: Literal["mean", "last"] = "mean"
-    layers: Annotated[int, Field(ge=0)] = 0
-    num_train_epochs: Count = 3
-    early_stopping_patience: Count = 2
+    layers: Annotated[int, Field(ge=0)] = 4
+    learning_rate: Positive = 3e-3
+    warmup_ratio: Fraction = 0.1
+    num_train_epochs: Count = 1
+    early_stopping_patience: Count = 3
     eval_steps: Count = 10
 
 
@@ -257,15 +261,19 @@ class Ppo(Policy):
 
 
 class Dpo(Policy):
-    """Direct preference optimisation with TRL's trainer, on the ``pairs_per_prompt`` most decisive pairs (0 = all)."""
+    """Direct preference optimisation with TRL's trainer, on the ``pairs_per_prompt`` most decisive pairs (0 = all).
+
+    ``ended_only`` leaves out pairs with an answer that was cut: it has no EOS, so it teaches the policy never to stop.
+    """
 
     method: Literal["dpo"]
     learns_from: str = "artifacts/preferences/pairs.parquet"
     pairs_per_prompt: Annotated[int, Field(ge=0)] = 0
+    ended_only: bool = False
     beta: Positive = 0.1
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     label_smoothing: Fraction = 0.0
-    num_train_epochs: Count = 2
+    num_train_epochs: Count = 1
 
 
 AnyPolicy = Annotated[Ppo | Dpo, Field(discriminator="method")]

@@ -45,7 +45,7 @@ def train(job: Job, worker: Worker) -> None:
     """Beats: pairs, models, trainer, training, held-out figures, results (rank 0 writes them below ``job.out``)."""
     # 1. pairs, tokenised once
     tokenizer = load_tokenizer(job.sft)
-    rows = read_rows(job.pairs, tokenizer, job.training.pairs_per_prompt)
+    rows = read_rows(job.pairs, tokenizer, job.training.pairs_per_prompt, job.training.ended_only)
 
     # 2. the policy; its reference is the SFT model: the policy with its adapter off, or a second copy without adapters
     torch.manual_seed(job.seed)

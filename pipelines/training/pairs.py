@@ -14,9 +14,15 @@ from pipelines.data.tokens import encode_completion, encode_prompt
 Row = dict[str, list[int]]
 
 
-def read_rows(path: Path, tokenizer: Any, per_prompt: int = 0) -> dict[str, list[Row]]:
-    """The pairs of each split as ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``; an answer that was cut has no EOS."""
-    table = decisive(read_table(path, PAIRS), per_prompt)
+def read_rows(path: Path, tokenizer: Any, per_prompt: int = 0, ended_only: bool = False) -> dict[str, list[Row]]:
+    """The pairs of each split as ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``; an answer that was cut has no EOS.
+
+    ``ended_only`` leaves out pairs with such an answer; ``per_prompt`` keeps the most decisive of the others.
+    """
+    table = read_table(path, PAIRS)
+    if ended_only:
+        table = table[table["chosen_ended"] & table["rejected_ended"]]
+    table = decisive(table, per_prompt)
     return {split: _rows(table[table["split"] == split], tokenizer) for split in ("train", "validation", "test")}
 
 

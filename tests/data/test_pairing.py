@@ -13,7 +13,7 @@ FOUR = [Scored(0, "fair", 0.5), Scored(1, "foul", -0.4), Scored(2, "fine", 0.52)
 
 
 def _settings(**some: Any) -> Preferences:
-    return Preferences(**({"judge": Judge(), "bradley_terry_temperature": 1e-6} | some))
+    return Preferences(**({"judge": Judge(), "bradley_terry_temperature": 1e-6, "min_margin": 0.05} | some))
 
 
 def _numbers(answers: list[Scored], settings: Preferences, seed: int = 1) -> list[tuple[int, int]]:

@@ -88,6 +88,16 @@ def test_the_rewards_are_beta_times_the_log_ratio_to_the_sft_model(tmp_path: Pat
     assert (job.out / "adapter").exists() == (adapter == "lora")
 
 
+def test_pairs_with_a_cut_answer_can_be_left_out(tmp_path: Path) -> None:
+    """One rejected answer in three was cut: 22 of 32 pairs are left, in the order of the table."""
+    job = _job(tmp_path, ended_only=True, num_train_epochs=1)
+    dpo.train(job, helpers.worker())
+    assert helpers.figures(job.out)["train_pairs"] == 22
+    tokenizer = load_tokenizer(job.sft)
+    rows = read_rows(job.pairs, tokenizer, ended_only=True)["train"]
+    assert rows == [row for row in read_rows(job.pairs, tokenizer)["train"] if row["rejected_ids"][-1] == tokenizer.eos_token_id]
+
+
 def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path) -> None:
     once, killed = _job(tmp_path, "once"), _job(tmp_path, "killed")
     for job in (once, killed):
