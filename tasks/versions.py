@@ -60,7 +60,7 @@ def plan(root: Path, only: tuple[str, ...] = (), force: bool = False) -> Plan:
             if only and stage.name not in chosen:
                 continue
             known = tuple(name for name in after if name in actions)
-            _sources_exist(stage, repo, root)
+            _sources_exist(stage, repo, set(after) - chosen if only else set())
             action, why = _judged(stage, known, actions, outs)
             if force:
                 action, why = "run", "forced"
@@ -123,13 +123,19 @@ def _chosen(only: tuple[str, ...], names: list[str]) -> set[str]:
     return chosen
 
 
-def _sources_exist(stage: Any, repo: Any, root: Path) -> None:
-    """A missing file that no stage writes would stop DVC in the middle of a run: say so before anything starts."""
+def _sources_exist(stage: Any, repo: Any, left_out: set[str]) -> None:
+    """A missing file that no stage of this run writes would stop DVC in the middle: say so before anything starts."""
     for dep in stage.deps:
-        if not _made_by_a_stage(dep, repo) and not dep.exists:
+        if dep.exists:
+            continue
+        if not _made_by_a_stage(dep, repo):
             raise ConfigurationError(
                 f"{dep.def_path}: no such file or folder; the stage {stage.name} reads it: "
                 "put it there, or correct its path in params.yaml"
+            )
+        if left_out:
+            raise ConfigurationError(
+                f"--only {stage.name}: it reads {dep.def_path}, which is not there yet; name {', '.join(sorted(left_out))} too"
             )
 
 

@@ -23,6 +23,8 @@ print(f"{name}  1/2   50 %  1.00 step/s  0:01 left  loss 2.5", flush=True)
 def told(word):
     path = control / word
     return path.read_text() if path.exists() else ""
+if os.environ.get("PREFLOOP_RAY_ADDRESS"):
+    print(f"note: a cluster at {os.environ['PREFLOOP_RAY_ADDRESS']}", flush=True)
 if told("sleep"):
     time.sleep(float(told("sleep")))
 if told("die"):

@@ -76,8 +76,7 @@ def test_it_runs_restores_and_leaves_alone(project: Project, offline: Project, s
 
     # a server is configured: the flow is run and shown there, although nothing is to do
     project.fresh_log()
-    code, printed = project.prefloop("run")
-    assert code == 0, printed
+    assert project.train() == dict.fromkeys(STAGES, "unchanged")
     assert project.ran() == []
     assert states(project) == dict.fromkeys(STAGES, "Unchanged")
     assert len(mlflow_runs(store)) == len(runs), "no stage ran, no run"
@@ -195,3 +194,28 @@ def command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
+
+
+@pytest.mark.slow
+def test_one_ray_cluster_serves_the_whole_flow_and_goes_with_it(project: Project) -> None:
+    project.set("^runtime: {}", "runtime:\n  workers: 1\n  threads: 1")
+    process = project.start("run", "--only", "first", "side")
+    running(project, "first", process)
+    children = descendants(process.pid)
+    assert any("raylet" in command(pid) for pid in children)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    addresses = {line.split(" at ")[1] for line in printed.splitlines() if "note: a cluster at " in line}
+    assert printed.count("note: a cluster at ") == 3
+    assert len(addresses) == 1
+    assert all(gone(pid, 20.0) for pid in children)
+
+    project.tell("first", sleep=100)
+    project.fresh_log()
+    process = project.start("run", "--only", "first", "--force")
+    running(project, "first", process)
+    children = descendants(process.pid)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert all(gone(pid, 20.0) for pid in children)

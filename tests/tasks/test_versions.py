@@ -60,6 +60,14 @@ def test_only_and_force(project: Project) -> None:
         versions.plan(project.folder, ("sid",))
 
 
+def test_only_needs_what_the_stage_reads(project: Project) -> None:
+    (project.folder / "artifacts/first.txt").unlink()
+    said = "^--only side@left: it reads artifacts/first.txt, which is not there yet; name first too$"
+    with pytest.raises(ConfigurationError, match=said):
+        versions.plan(project.folder, ("side@left",))
+    assert actions(project, "side@left", "first") == {"first": "restore", "side@left": "restore"}
+
+
 def test_what_the_run_cache_has_is_restored_through_the_whole_chain(project: Project) -> None:
     (project.folder / "dvc.lock").unlink()
     assert set(actions(project).values()) == {"restore"}
