@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from pipelines.training.precision import tell_if_slow
 
 TRAINABLE, BEST, MANIFEST = "trainable.safetensors", "best.safetensors", "whole.json"
 KEPT = 2
+# TRL's arguments set `gradient_checkpointing`, whatever we pass, and transformers says each time that it will be renamed.
+warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
 UNREPEATABLE = ("runtime", "_per_second", "train_loss", "total_flos", "epoch", "num_tokens")
 log = logging.getLogger(__name__)
 
@@ -72,8 +75,7 @@ class Frame(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The trained weights only: what is frozen lies in an earlier stage's output."""
         folder = Path(str(output_dir))
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         weights = self.trainable()
         bad = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
         if bad:
@@ -84,11 +86,14 @@ class Frame(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint; when every rank has written its part, the manifest makes it whole; older ones go."""
+        folder = Path(str(self.args.output_dir))
+        whole = folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(whole, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(str(self.args.output_dir))
-            whole = folder / f"checkpoint-{self.state.global_step}"
             write_json(whole / MANIFEST, {file.name: _digest(file) for file in _files(whole)})
             for old in checkpoints(folder)[KEPT:]:
                 shutil.rmtree(old)

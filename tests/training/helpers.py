@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import torch
+from safetensors.torch import load_file
 
 from pipelines.context import Worker
 from pipelines.data.schemas import DEMONSTRATIONS, PAIRS
@@ -75,3 +77,9 @@ def steps(journal: Path) -> list[int]:
 def figures(out: Path) -> dict[str, float]:
     """What a training function reported."""
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    """Every tensor that a run wrote, by file and name."""
+    files = sorted(out.rglob("*.safetensors"))
+    return {f"{file.relative_to(out)}:{name}": value for file in files for name, value in load_file(file).items()}

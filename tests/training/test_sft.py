@@ -1,8 +1,6 @@
 """SFT: labels token by token, the loss against cross-entropy by hand, resumption to the last bit, failures that show."""
 
-import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,10 @@ import torch
 from transformers import TrainingArguments
 
 from pipelines import config
-from pipelines.context import Worker
 from pipelines.data.schemas import DEMONSTRATIONS
 from pipelines.data.tables import read_table
 from pipelines.data.tokens import encode_completion, encode_prompt
 from pipelines.errors import ConfigurationError, DataError
-from pipelines.journal import Journal
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.training import hf, sft
 from tests import small
@@ -184,36 +180,6 @@ def test_the_global_batch_is_shared_out_or_refused() -> None:
     assert [hf.micro_batch(training, workers) for workers in (1, 2, 4)] == [32, 16, 8]
     with pytest.raises(ConfigurationError, match="3 workers"):
         hf.micro_batch(training, 3)
-
-
-def _on_rank(rank: int, job: sft.Job, journal: Path) -> None:
-    """One of two processes of a gloo group, set up as Ray Train sets it up."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{job.scratch}/rendezvous", rank=rank, world_size=2)
-    sft.train(job, Worker(rank, 2, "cpu", Journal(journal if rank == 0 else None)))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
-    alone, together = _job(tmp_path, "alone"), _job(tmp_path, "together")
-    sft.train(alone, helpers.worker())
-    together.scratch.mkdir()
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", "29511"
-    torch.multiprocessing.spawn(_on_rank, (together, tmp_path / "journal"), nprocs=2)
-    one, two = (read_table(job.out / "history.parquet") for job in (alone, together))
-    np.testing.assert_allclose(one["loss"], two["loss"], atol=1e-5)
-    weights = [load_causal_lm(job.out / "model").state_dict() for job in (alone, together)]
-    for name, weight in weights[0].items():
-        torch.testing.assert_close(weight, weights[1][name], atol=1e-5, rtol=0)
-    # killed after step 4: both go on from the checkpoint that both wrote
-    shutil.rmtree(together.scratch / "checkpoints" / "checkpoint-6")
-    (together.scratch / "rendezvous").unlink(missing_ok=True)
-    expected = helpers.digests(together.out)
-    torch.multiprocessing.spawn(_on_rank, (replace(together), tmp_path / "resumed"), nprocs=2)
-    assert helpers.steps(tmp_path / "resumed") == [5, 6]
-    assert helpers.digests(together.out) == expected
 
 
 def test_arguments_hide_nothing(tmp_path: Path) -> None:
