@@ -1,6 +1,5 @@
 """The preferences stage on a small model: tables, determinism whatever the shards, gold apart, sources, empty results."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines.config import Params
-from pipelines.context import Context, Worker
+from pipelines.context import Context
 from pipelines.data.schemas import GOLD, PAIRS, PROMPTS
 from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
@@ -16,6 +15,7 @@ from pipelines.journal import Journal
 from pipelines.judges import callables
 from pipelines.stages import preferences
 from tests import small
+from tests.stages.local import Here
 from tests.training import helpers
 
 BASE: dict[str, Any] = {
@@ -27,21 +27,6 @@ BASE: dict[str, Any] = {
     "judge": {"kind": "callable", "callable": "taste:vowels"},
     "generation": {"max_new_tokens": 6, "batch_size": 4},
 }
-
-
-class Here:
-    """A cluster in this process that cuts the work into shards, as one with several workers does."""
-
-    def __init__(self, shards: int) -> None:
-        self.workers = shards
-
-    def train(self, function: Callable[[Any, Worker], None], job: Any, scratch: Path) -> None:
-        function(job, Worker(0, 1, "cpu", Journal(None)))
-
-    def map(self, function: Callable[[Any, Sequence[Any], Worker], list], job: Any, items: Sequence[Any]) -> list:
-        size = -(-len(items) // self.workers)
-        shards = [items[start : start + size] for start in range(0, len(items), size)]
-        return [row for shard in shards for row in function(job, shard, Worker(0, 1, "cpu", Journal(None)))]
 
 
 @pytest.fixture

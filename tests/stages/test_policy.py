@@ -1,0 +1,91 @@
+"""The policy stage: both methods on a small model through their own inputs, files as the next stages read them."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipelines import config
+from pipelines.config import Params
+from pipelines.context import Context
+from pipelines.data.schemas import PROMPTS
+from pipelines.data.tables import read_table, write_table
+from pipelines.errors import ConfigurationError
+from pipelines.journal import Journal
+from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.stages import policy
+from pipelines.training import reward
+from tests import small
+from tests.stages.local import Here
+from tests.training import helpers
+
+SMALL: dict[str, Any] = {"adapter": "none", "precision": "float32", "batch_size": 8, "micro_batch_size": 8}
+DPO: dict[str, Any] = SMALL | {"method": "dpo", "learns_from": "artifacts/preferences/pairs.parquet"}
+PPO: dict[str, Any] = SMALL | {
+    "method": "ppo",
+    "learns_from": "artifacts/reward",
+    "steps": 2,
+    "mini_batch_size": 8,
+    "generation": {"max_new_tokens": 5, "batch_size": 8},
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project after the stages sft, preferences and reward."""
+    artifacts = tmp_path / "artifacts"
+    small.model_folder(artifacts / "sft" / "model")
+    (artifacts / "preferences").mkdir()
+    pairs = helpers.pairs(artifacts / "preferences")
+    training = config.Reward(**SMALL, layers=1, num_train_epochs=1)
+    job = reward.Job(artifacts / "sft" / "model", pairs, artifacts / "reward", tmp_path / "scratch", training, 1)
+    reward.train(job, helpers.worker())
+    rows = [
+        {
+            "id": f"q{n}",
+            "prompt": f"JULIET: hour {n}",
+            "reference": " end.",
+            "template": "plain",
+            "source": "test",
+            "group": "romeo",
+            "split": "train" if n < 10 else "test",
+        }
+        for n in range(12)
+    ]
+    write_table(pd.DataFrame(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
+    return tmp_path
+
+
+def _context(root: Path, entry: dict[str, Any]) -> Context:
+    sections = dict.fromkeys(("base", "sft", "reward", "evaluate", "report"), {})
+    params = {"prepare": {}, "preferences": {"judge": {}}, "policies": {"mine": entry}} | sections
+    scratch = root / "run"
+    scratch.mkdir()
+    return Context("policy@mine", Params.model_validate(params), root, scratch, Journal(None), Here(1))
+
+
+@pytest.mark.parametrize(("entry", "column"), [(DPO, "rewards/margins"), (PPO, "objective/kl")])
+def test_a_policy_is_a_plain_folder_with_its_history(root: Path, entry: dict[str, Any], column: str) -> None:
+    figures = policy.run(_context(root, entry))
+    assert figures["steps"] >= 2
+    out = root / "run" / "outs" / "artifacts"
+    assert load_causal_lm(out / "policies" / "mine" / "model").config.vocab_size == 300
+    assert load_tokenizer(out / "policies" / "mine" / "model").eos_token_id == 1
+    history = read_table(out / "policies" / "mine" / "history.parquet")
+    plot = pd.read_csv(out / "plots" / "mine.csv")
+    assert history.columns[0] == plot.columns[0] == "step"
+    assert column in history
+    assert len(history) == len(plot) == figures["steps"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (DPO | {"learns_from": "artifacts/reward"}, "the method dpo learns from artifacts/preferences/pairs.parquet"),
+        (PPO | {"learns_from": "artifacts/prepared/prompts.parquet"}, "the method ppo learns from artifacts/reward"),
+    ],
+)
+def test_a_method_is_told_what_it_learns_from(root: Path, entry: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        policy.run(_context(root, entry))
