@@ -176,6 +176,5 @@ def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[st
 def _padded(rows: Sequence[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:
     """Rows of [length] as one [B, T], 0 on padding."""
     padded_BT = torch.zeros(mask_BT.shape)
-    for row, values in enumerate(rows):
-        padded_BT[row, : len(values)] = values
+    padded_BT[mask_BT.bool()] = torch.cat(list(rows))
     return padded_BT

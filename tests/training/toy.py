@@ -64,6 +64,7 @@ def make_folder(folder: Path, hidden: int = 32, layers: int = 1) -> Path:
         n_embd=hidden,
         n_layer=layers,
         n_head=2,
+        activation_function="relu",
         initializer_range=0.15,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -132,7 +133,7 @@ def params(beta: float, **changes: Any) -> Ppo:
         "warmup_ratio": 0.05,
         "lr_scheduler_type": "cosine",
         "beta": beta,
-        "steps": 160,
+        "steps": 300,
         "save_steps": 10_000,
         "batch_size": 512,
         "mini_batch_size": 512,
@@ -145,7 +146,7 @@ def params(beta: float, **changes: Any) -> Ppo:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "ppo": {"estimator": "gae", "ppo_epochs": 2},
+    "ppo": {"estimator": "gae", "ppo_epochs": 2, "steps": 160},
     "a2c": {"estimator": "gae", "ppo_epochs": 1, "cliprange": 0.0, "cliprange_value": 0.0},
     "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 128},
     "reinforce": {"estimator": "reinforce", "ppo_epochs": 1},
