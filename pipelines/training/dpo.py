@@ -58,7 +58,7 @@ def train(job: Job, worker: Worker) -> None:
     trainer = _trainer(job, worker, model, tokenizer, rows)
 
     # 4. training and the held-out figures
-    hf.resume_and_train(trainer, job.training.precision, worker)
+    hf.resume_and_train(trainer, job.training.precision, worker, longest(rows["train"]))
     held_out = hf.repeatable(trainer.evaluate())
 
     # 5. results

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import trl.trainer.utils
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -27,12 +28,16 @@ from pipelines.context import Worker, seed_for
 from pipelines.data.tables import write_json, write_table
 from pipelines.errors import ConfigurationError, DataError
 from pipelines.journal import Journal
+from pipelines.models.attention import attention_for
 from pipelines.training.precision import tell_if_slow
 
 TRAINABLE, BEST, MANIFEST = "trainable.safetensors", "best.safetensors", "whole.json"
 KEPT = 2
 # TRL's arguments set `gradient_checkpointing`, whatever we pass, and transformers says each time that it will be renamed.
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
+# Off Triton, TRL's output layer scores every position, prompts and padding too, and then masks them away, so that compilers
+# see equal shapes. Nothing is compiled here: labelled positions alone give the same loss, and a step takes a third less.
+trl.trainer.utils._use_triton = lambda device: True
 UNREPEATABLE = ("runtime", "_per_second", "train_loss", "total_flos", "epoch", "num_tokens")
 log = logging.getLogger(__name__)
 
@@ -185,12 +190,13 @@ def data_order(rows: int, epochs: int, batch_size: int, seed: int) -> list[int]:
     return [next(stream) for _ in range(steps * batch_size)]
 
 
-def resume_and_train(trainer: Frame, precision: Precision, worker: Worker) -> None:
+def resume_and_train(trainer: Frame, precision: Precision, worker: Worker, longest: int) -> None:
     """Train from the newest whole checkpoint, or from the start. A finished run is loaded and trains no further step."""
     tell_if_slow(precision, worker, len(trainer.order) // int(trainer.get_total_train_batch_size(trainer.args)))
     folder = newest_checkpoint(Path(str(trainer.args.output_dir)))
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(folder) if folder else None)
+    with attention_for(precision, worker.device, longest):
+        trainer.train(resume_from_checkpoint=str(folder) if folder else None)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

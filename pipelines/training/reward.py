@@ -83,7 +83,7 @@ def train(job: Job, worker: Worker) -> None:
     trainer = _trainer(job, worker, model, tokenizer, rows)
 
     # 4. training; the weights of the lowest held-out loss are the result
-    hf.resume_and_train(trainer, job.training.precision, worker)
+    hf.resume_and_train(trainer, job.training.precision, worker, longest(rows["train"]))
     if trainer.best is not None:
         trainer.restore(trainer.best)
 

@@ -51,9 +51,9 @@ def train(job: Job, worker: Worker) -> None:
     # 2. the model, with fresh adapters where asked
     torch.manual_seed(job.seed)
     model = add_adapter(load_causal_lm(job.base, worker.device), job.training)
+    longest = {split: max((len(row["input_ids"]) for row in some), default=0) for split, some in rows.items()}
     for split, some in rows.items():
-        longest = max((len(row["input_ids"]) for row in some), default=0)
-        hf.check_lengths(some, longest, model.config.max_position_embeddings, f"demonstrations ({split})")
+        hf.check_lengths(some, longest[split], model.config.max_position_embeddings, f"demonstrations ({split})")
 
     # 3. the trainer: the data order is fixed here, for all epochs
     order = hf.data_order(len(rows["train"]), job.training.num_train_epochs, job.training.batch_size, job.seed)
@@ -69,7 +69,7 @@ def train(job: Job, worker: Worker) -> None:
     trainer.order = order
 
     # 4. training and the held-out loss
-    hf.resume_and_train(trainer, job.training.precision, worker)
+    hf.resume_and_train(trainer, job.training.precision, worker, longest["train"])
     held_out = trainer.evaluate()
 
     # 5. results
