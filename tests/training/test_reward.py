@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "num_train_epochs": 2,
     "eval_steps": 2,
     "early_stopping_patience": 5,
+    "layers": 0,
 }
 
 
