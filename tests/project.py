@@ -128,7 +128,7 @@ class Project:
     def prefloop(self, *arguments: str, **extra: str) -> tuple[int, str]:
         """``prefloop ARGUMENTS``: the exit code and all that it printed."""
         process = self.start(*arguments, **extra)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=300)
         return process.returncode, printed
 
     def train(self, *only: str, force: bool = False) -> dict[str, str]:
