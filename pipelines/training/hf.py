@@ -211,7 +211,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, the newest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
 
 
 def history(logs: list[dict[str, float]]) -> pd.DataFrame:

@@ -89,9 +89,9 @@ def test_micro_batches_give_the_step_of_the_whole_batch(tmp_path: Path, micro: i
     np.testing.assert_allclose(one["grad_norm"], two["grad_norm"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, adapter: str) -> None:
-    once, killed = (_job(tmp_path, name, adapter=adapter) for name in ("once", "killed"))
+@pytest.mark.parametrize(("adapter", "precision"), [("lora", "bf16"), ("none", "float32")])
+def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, adapter: str, precision: str) -> None:
+    once, killed = (_job(tmp_path, name, adapter=adapter, precision=precision) for name in ("once", "killed"))
     for job in (once, killed):
         sft.train(job, helpers.worker())
     expected = helpers.digests(once.out)
