@@ -325,6 +325,12 @@ class Params(Section):
     report: Report
     runtime: Runtime = Runtime()
 
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Params:
+        if "sft" in self.policies:
+            raise ValueError("policies.sft: the name is taken by the SFT model's evaluation; call the policy otherwise")
+        return self
+
 
 def load(path: Path = PARAMS) -> Params:
     """Read and check a params file.

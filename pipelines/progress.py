@@ -14,8 +14,8 @@ LINE = re.compile(
 def line_of(name: str, entry: dict[str, Any], first: tuple[float, int], now: float, key_metric: str) -> str:
     """``sft  12/48  25 %  1.9 step/s  0:19 left  loss 2.31``; the rate counts from the first step seen."""
     step, total = entry["step"], max(entry["total"], 1)
-    seconds = max(now - first[0], 1e-9)
-    rate = (step - first[1]) / seconds if step > first[1] else 0.0
+    seconds = now - first[0]
+    rate = (step - first[1]) / seconds if step > first[1] and seconds >= 0.1 else 0.0
     left = clock((total - step) / rate) if rate else "-:--"
     metrics = entry["metrics"]
     metric = key_metric if key_metric in metrics else next(iter(metrics), "")

@@ -211,8 +211,10 @@ def _followed(journal: Path, name: str, key_metric: str, tracker: Tracker) -> It
             if lines:
                 first = first or (now, lines[0]["step"])
                 tracker.log(lines)
-                if now - shown >= 2.0 or last_round:
-                    print(line_of(name, lines[-1], first, now, key_metric), flush=True)
+                if now - shown >= 2.0 or last_round or any(line["note"] for line in lines):
+                    noted = [line for line in lines[:-1] if line["note"]]
+                    for line in [*noted, lines[-1]]:
+                        print(line_of(name, line, first, now, key_metric), flush=True)
                     shown = now
             if last_round:
                 return

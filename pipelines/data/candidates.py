@@ -47,9 +47,7 @@ def from_plays(speeches: list[Speech], prepare: Prepare) -> tuple[pd.DataFrame, 
                 "askable": len(words) >= prepare.min_words,
             }
         )
-    corpus = [
-        {"id": play, "group": play, "split": splits[play], "text": "\n".join(spoken)} for play, spoken in lines.items()
-    ]
+    corpus = [{"id": play, "group": play, "split": splits[play], "text": "\n".join(spoken)} for play, spoken in lines.items()]
     return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(corpus)
 
 
@@ -83,9 +81,7 @@ def from_jsonl(path: Path, root: Path, prepare: Prepare) -> tuple[pd.DataFrame, 
     return candidates, corpus, pairs
 
 
-def as_pairs(
-    found: list[jsonl.Row], source: str, splits: dict[str, str], ids: dict[str, str], prepare: Prepare
-) -> pd.DataFrame:
+def as_pairs(found: list[jsonl.Row], source: str, splits: dict[str, str], ids: dict[str, str], prepare: Prepare) -> pd.DataFrame:
     """Rows of people as the table of pairs; how much better the chosen answer is, nobody said (margin NaN)."""
     rows = []
     for number, row in enumerate(found):

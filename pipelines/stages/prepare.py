@@ -94,9 +94,7 @@ def read_pool(root: Path, candidates: pd.DataFrame, prepare: Prepare) -> list[pd
     splits = dict(zip(candidates["prompt"], candidates["split"], strict=True))
     ids = dict(zip(candidates["prompt"], candidates["id"], strict=True))
     files = sorted((root / POOL).glob("*.jsonl"))
-    return [
-        as_pairs(jsonl.read_jsonl(path, root, (jsonl.PREFERENCE,)), path.stem, splits, ids, prepare) for path in files
-    ]
+    return [as_pairs(jsonl.read_jsonl(path, root, (jsonl.PREFERENCE,)), path.stem, splits, ids, prepare) for path in files]
 
 
 def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -88,9 +88,7 @@ def test_demonstrations_end_at_a_clause_and_prompts_have_their_words(plays: tupl
         assert len(row.prompt.partition(marks[row.template])[2].split()) == 8
 
 
-def test_equal_inputs_give_equal_bytes_and_another_seed_another_draw_of_the_same_splits(
-    plays: tuple, tmp_path: Path
-) -> None:
+def test_equal_inputs_give_equal_bytes_and_another_seed_another_draw_of_the_same_splits(plays: tuple, tmp_path: Path) -> None:
     _, tables, out = plays
     assert _hashes(_run(tmp_path / "again", _params())[2]) == _hashes(out)
     _, others, other = _run(tmp_path / "other", _params(seed=2))
