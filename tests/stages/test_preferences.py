@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {
     "bradley_terry_temperature": 1e-6,
     "min_margin": 0.0,
     "precision": "float32",
-    "judge": {"kind": "callable", "callable": "taste:vowels"},
+    "judge": {"kind": "callable", "callable": "tongue:vowels"},
     "generation": {"max_new_tokens": 6, "batch_size": 4},
 }
 
@@ -32,7 +32,7 @@ BASE: dict[str, Any] = {
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project after the stages prepare and sft, with a judge that counts vowels."""
-    (tmp_path / "taste.py").write_text(
+    (tmp_path / "tongue.py").write_text(
         "def vowels(prompts, answers): return [float(sum(a.count(v) for v in 'aeiou')) for a in answers]\n"
         "def flat(prompts, answers): return [0.0] * len(answers)\n",
         encoding="utf-8",
@@ -90,7 +90,7 @@ def test_pairs_are_in_the_order_of_the_gold_that_lies_apart(root: Path) -> None:
     assert figures["label_agreement"] == 1.0
     assert pairs["margin"].isna().all()  # a margin would give the gold away to whoever trains on pairs
     assert set(pairs["split"]) == {"train", "validation", "test"}
-    assert set(pairs["judge"]) == {"taste:vowels"}
+    assert set(pairs["judge"]) == {"tongue:vowels"}
     # three answers make three comparisons; equal texts and equal scores make no pair
     assert len(pairs) == figures["pairs"]
     assert len(pairs) + figures["within_margin"] <= 30
@@ -103,7 +103,7 @@ def test_answers_do_not_depend_on_shards_or_batches(root: Path) -> None:
 
 
 def test_without_a_gold_judge_there_is_no_gold_but_a_margin(root: Path) -> None:
-    out, _ = _run(root, judge={"kind": "callable", "callable": "taste:vowels", "gold": False})
+    out, _ = _run(root, judge={"kind": "callable", "callable": "tongue:vowels", "gold": False})
     assert len(read_table(out / "gold.parquet", GOLD)) == 0
     assert (read_table(out / "pairs.parquet", PAIRS)["margin"] > 0).all()
 
@@ -125,7 +125,7 @@ def test_noise_turns_labels_round(root: Path) -> None:
 
 def test_no_pair_at_all_is_an_error(root: Path) -> None:
     with pytest.raises(DataError, match=r"lower preferences.min_margin"):
-        _run(root, judge={"kind": "callable", "callable": "taste:flat"})
+        _run(root, judge={"kind": "callable", "callable": "tongue:flat"})
     empty = read_table(root / "artifacts" / "prepared" / "preferences.parquet", PAIRS).iloc[:0]
     write_table(empty, root / "artifacts" / "prepared" / "preferences.parquet", PAIRS)
     with pytest.raises(DataError, match="source: judge"):
