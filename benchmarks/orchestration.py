@@ -23,9 +23,8 @@ BARE = """
 import importlib, shutil, sys
 from pathlib import Path
 sys.path.insert(0, ".")
-import torch
 from pipelines import config
-from pipelines.context import Context, Worker
+from pipelines.context import Context, Worker, make_deterministic, seed_for
 from pipelines.journal import Journal
 from pipelines.stages import stage_of
 
@@ -36,7 +35,6 @@ class Here:
     def map(self, function, job, items): return function(job, items, Worker(0, 1, "cpu", self.journal))
 
 params = config.load()
-torch.set_num_threads(params.runtime.threads)
 policies = list(params.policies)
 names = ["prepare", "base", "sft", "preferences", "reward", *[f"policy@{p}" for p in policies], "evaluate_sft",
          *[f"evaluate@{p}" for p in policies], "report"]
@@ -45,6 +43,7 @@ for name in names:
     scratch.mkdir(parents=True)
     journal = Journal(scratch / "timings.jsonl")
     root = Path.cwd()
+    make_deterministic(seed_for(params.seed, name), params.runtime.threads)
     module = importlib.import_module(f"pipelines.stages.{stage_of(name).module}")
     module.run(Context(name, params, root, root / scratch, journal, Here(journal)))
     shutil.copytree(scratch / "outs", root, dirs_exist_ok=True, copy_function=shutil.move)

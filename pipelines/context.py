@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,3 +80,17 @@ def seed_for(*parts: object) -> int:
     """A 63-bit seed from names and numbers, the same in every process: ``seed_for(params.seed, "ppo", step, row)``."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def make_deterministic(seed: int, threads: int) -> None:
+    """Seeds, threads and algorithms of this process; the same in the stage's own and in every worker's."""
+    import numpy
+    import torch
+
+    torch.set_num_threads(threads)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # a debugging aid that comes with it and writes every new tensor twice
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

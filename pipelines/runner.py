@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import config
-from pipelines.context import Context, seed_for
+from pipelines.context import Context, make_deterministic, seed_for
 from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
 from pipelines.journal import Journal, read_from
 from pipelines.progress import line_of
@@ -102,7 +101,8 @@ def _run(name: str, root: Path) -> None:
     shutil.rmtree(scratch / "outs", ignore_errors=True)
 
     # 3. seed and threads
-    _make_deterministic(params, name)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    make_deterministic(seed_for(params.seed, name), params.runtime.threads)
 
     # 4. the work, with its journal followed by the terminal and the tracker
     from pipelines.adapters import cluster, tracking
@@ -180,21 +180,6 @@ def _check_disk(name: str, root: Path, inputs: Inputs) -> None:
             f"{name}: {needed // MEBIBYTE} MiB of disk space needed under {root.name}/, {free // MEBIBYTE} MiB free; "
             "free some (`dvc gc --workspace` drops results that no recipe here uses) and run again"
         )
-
-
-def _make_deterministic(params: config.Params, name: str) -> None:
-    import numpy
-    import torch
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(params.runtime.threads)
-    seed = seed_for(params.seed, name)
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # a debugging aid that comes with it and writes every new tensor twice
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.context import Worker
+from pipelines.context import Worker, make_deterministic
 from pipelines.journal import Journal
 
 
@@ -26,15 +25,8 @@ class Frame:
 
     def enter(self) -> None:
         """Working directory, threads, seeds and determinism as in the stage's process."""
-        import numpy
-        import torch
-
         os.chdir(self.folder)
-        torch.set_num_threads(self.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        random.seed(self.seed)
-        numpy.random.seed(self.seed % 2**32)
-        torch.manual_seed(self.seed)
+        make_deterministic(self.seed, self.threads)
 
 
 def train_here(config: dict[str, Any]) -> None:
