@@ -76,21 +76,24 @@ def default_run() -> str:
 
 
 def budget() -> str:
-    """Seconds and memory of every stage, median over the seeds, shares of the whole."""
-    result = _load("seeds")
+    """The default recipe stage by stage: seconds bare and in the flow (medians over repeats), share, memory, output."""
+    result = _load("orchestration_shakespeare")
     if result is None:
         return "Not measured yet.\n"
-    runs = [run["stages"] for run in result["seeds"].values()]
-    names = [name for name in ORDER if any(name in run for run in runs)]
-    names += sorted({name for run in runs for name in run if name.startswith(("policy@", "evaluate@"))})
-    seconds = {name: statistics.median(run[name]["seconds"] for run in runs if name in run) for name in names}
-    total = sum(seconds.values())
-    rows = ["| stage | seconds (median) | share | peak memory (GB) | output (MB) |", "|---|---|---|---|---|"]
+    bare, flow = result["stages"]["bare"], result["stages"]["flow"]
+    names = [name for name in ORDER if name in flow[0]] + sorted(set(flow[0]) - set(ORDER))
+    bare_s, flow_s = ({name: statistics.median(run[name]["seconds"] for run in runs) for name in names} for runs in (bare, flow))
+    total = sum(flow_s.values())
+    rows = ["| stage | bare (s) | in the flow (s) | share | peak memory (GB) | output (MB) |", "|" + "---|" * 6]
     for name in names:
-        memory = max(run[name]["peak_rss_bytes"] for run in runs if name in run) / 1e9
-        size = statistics.median(run[name]["out_bytes"] for run in runs if name in run) / 1e6
-        rows.append(f"| {name} | {seconds[name]:.0f} | {seconds[name] / total:.0%} | {memory:.2f} | {size:.1f} |")
-    return "\n".join([*rows, f"| **all** | **{total:.0f}** | | | |"]) + f"\n\n{_provenance(result)}\n"
+        memory = max(run[name]["peak_rss_bytes"] for run in flow) / 1e9
+        size = statistics.median(run[name]["out_bytes"] for run in flow) / 1e6
+        rows.append(
+            f"| {name} | {bare_s[name]:.0f} | {flow_s[name]:.0f} | {flow_s[name] / total:.0%} | {memory:.2f} | {size:.1f} |"
+        )
+    return "\n".join([*rows, f"| **all** | **{sum(bare_s.values()):.0f}** | **{total:.0f}** | | | |"]) + (
+        f"\n\n{_provenance(result)}\n"
+    )
 
 
 def orchestration() -> str:
