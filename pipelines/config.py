@@ -32,11 +32,23 @@ class Section(BaseModel):
 
 
 class Generation(Section):
-    """How answers are sampled. Truncated sampling (top-k, top-p) is left out: it makes log-probabilities wrong."""
+    """How answers are sampled. ``top_k`` 0 = every token can be drawn; ``repetition_penalty`` 1 = none (Keskar et al. 2019).
+
+    On-policy training takes ``temperature`` only: the others change the distribution behind the log-probabilities' back.
+    """
 
     max_new_tokens: Count = 24
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
     temperature: Positive = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    repetition_penalty: Positive = 1.0
     batch_size: Count = 64
+
+    @model_validator(mode="after")
+    def _minimum_is_below_maximum(self) -> Generation:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        return self
 
 
 class Prepare(Section):
@@ -198,14 +210,36 @@ class Policy(Training):
     learns_from: str
 
 
+class RewardTerm(Section):
+    """One term of what an on-policy method maximises: the reward model, or a judge of texts."""
+
+    kind: Literal["model", "lexicon", "callable"] = "model"
+    callable: str = ""
+    weight: float = 1.0
+
+    @model_validator(mode="after")
+    def _callable_is_named(self) -> RewardTerm:
+        if self.kind == "callable" and ":" not in self.callable:
+            raise ValueError("kind: callable needs callable: pipelines.judges.file:function")
+        return self
+
+    @property
+    def name(self) -> str:
+        """How the term is named in the history."""
+        return self.callable.partition(":")[2] if self.kind == "callable" else self.kind
+
+
 class Ppo(Policy):
     """PPO-clip and its relatives with a KL penalty (PPO.md).
 
     ``batch_size`` is prompts a step; ``mini_batch_size`` and ``micro_batch_size`` are answers (prompts times
     ``samples_per_prompt``); ``beta`` is reward per nat, ``kl_target`` nats per sequence (0 = fixed beta),
-    ``target_update_kl`` nats per token (0 = never stop early). ``normalise_scores`` divides by the standard deviation of
-    the first step's scores, after subtracting their mean (``reference``), or by what was seen so far (``running``).
-    A2C is estimator gae with one epoch and ``cliprange`` 0.
+    ``target_update_kl`` nats per token (0 = never stop early). What is maximised is the weighted sum of ``rewards``;
+    ``normalise_scores`` divides it by the standard deviation of the first step's scores, after subtracting their mean
+    (``reference``), or by what was seen so far (``running``). ``length_penalty`` is then taken off for every token,
+    ``missing_eos_penalty`` off an answer that was cut. A2C is estimator gae with one epoch and ``cliprange`` 0. The critic
+    (estimator gae) is a value head on the policy's trunk (``shared``: no second model) or a model of its own that begins
+    as the reward model (``reward``).
     """
 
     method: Literal["ppo"]
@@ -220,15 +254,18 @@ class Ppo(Policy):
     cliprange: Annotated[float, Field(ge=0.0)] = 0.2
     cliprange_value: Annotated[float, Field(ge=0.0)] = 0.2
     vf_coef: Positive = 0.1
+    critic: Literal["shared", "reward"] = "shared"
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     beta: Annotated[float, Field(ge=0.0)] = 0.05
     kl_target: Annotated[float, Field(ge=0.0)] = 0.0
     kl_horizon: Count = 10000
     target_update_kl: Annotated[float, Field(ge=0.0)] = 0.0
+    rewards: list[RewardTerm] = [RewardTerm()]
     whiten_advantages: bool = True
     normalise_scores: Literal["none", "reference", "running"] = "reference"
     score_clip: Annotated[float, Field(ge=0.0)] = 10.0
     missing_eos_penalty: Annotated[float, Field(ge=0.0)] = 1.0
+    length_penalty: Annotated[float, Field(ge=0.0)] = 0.0
     generation: Generation = Generation()
     snapshot_every: Annotated[int, Field(ge=0)] = 0
 
@@ -251,6 +288,31 @@ class Ppo(Policy):
     def _groups_have_members(self) -> Ppo:
         if self.estimator in ("rloo", "group") and self.samples_per_prompt < 2:
             raise ValueError(f"estimator {self.estimator} compares a prompt's answers: samples_per_prompt must be 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_is_from_the_policy_itself(self) -> Ppo:
+        plain = Generation()
+        for name in ("top_k", "repetition_penalty", "min_new_tokens"):
+            if getattr(self.generation, name) != getattr(plain, name):
+                raise ValueError(
+                    f"generation.{name} {getattr(self.generation, name)}: answers would come from another distribution than the"
+                    " one whose log-probabilities are trained on (the KL turns negative, the ratios are wrong);"
+                    f" leave it at {getattr(plain, name)}, and set it where answers are sampled for evaluation"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_are_told_apart(self) -> Ppo:
+        names = [term.name for term in self.rewards]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"rewards needs one term or more, each with a name of its own (these: {', '.join(names) or 'none'})")
+        return self
+
+    @model_validator(mode="after")
+    def _critics_are_for_gae(self) -> Ppo:
+        if self.critic == "reward" and self.estimator != "gae":
+            raise ValueError(f"critic: reward is for estimator gae; {self.estimator} has no critic")
         return self
 
     @model_validator(mode="after")

@@ -67,12 +67,12 @@ def batch_baseline(totals_B: torch.Tensor, reduce: Reduce) -> torch.Tensor:
 
 
 def masked_moments(values_BT: torch.Tensor, mask_BT: torch.Tensor, reduce: Reduce) -> tuple[float, float]:
-    """Mean and variance (divided by count) over the masked tokens of all workers, summed in float64 in two passes."""
+    """Mean and unbiased variance over the masked tokens of all workers, summed in float64 in two passes."""
     valid = values_BT[mask_BT.bool()].double()
     total, count = reduce(torch.stack([valid.sum(), torch.tensor(float(len(valid)), dtype=torch.float64)])).tolist()
     mean = total / count
     squares = reduce((valid - mean).square().sum()).item()
-    return mean, squares / count
+    return mean, squares / max(count - 1.0, 1.0)
 
 
 def whiten(values_BT: torch.Tensor, mask_BT: torch.Tensor, reduce: Reduce) -> torch.Tensor:

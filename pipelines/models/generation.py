@@ -11,15 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+)
 
 from pipelines.config import Generation, Precision
 from pipelines.data.tokens import left_pad
 from pipelines.errors import DataError
 from pipelines.models.halves import half_linears
 from pipelines.models.loading import autocast
-from pipelines.models.policy import causal_lm, head, pack, response_states, token_logprobs, trunk
+from pipelines.models.policy import causal_lm, head, pack, response_states, token_logprobs_and_entropies, trunk
 
+BLOCK = 256
 LOGITS_AT_ONCE = 1024
 """Answer tokens whose logits are held at a time: 200 MB at a vocabulary of 49,152."""
 
@@ -84,7 +91,7 @@ def response_logprobs(
         with autocast(precision, device.type):
             states = response_states(model, packed)
             parts = [
-                token_logprobs(model, states_n, targets_n, temperature)
+                token_logprobs_and_entropies(model, states_n, targets_n, temperature)
                 for states_n, targets_n in zip(states.split(LOGITS_AT_ONCE), packed.targets.split(LOGITS_AT_ONCE), strict=True)
             ]
         for into, index in ((logprobs, 0), (entropies, 1)):
@@ -116,6 +123,8 @@ def _answer(
     cache = DynamicCache()
     answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
     alive = list(range(len(prompts)))
+    shaping = _shaping(generation, ids, eos_token_id, greedy=uniforms is None)
+    seen = torch.where(mask.bool(), ids, ids[:, -1:])  # no padding: how much of it a row has depends on the rows beside it
     for step in range(generation.max_new_tokens):
         states = trunk(model)(
             input_ids=ids,
@@ -124,10 +133,11 @@ def _answer(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        logits = head(model)(states).float()
-        logps = torch.log_softmax(logits if uniforms is None else logits / generation.temperature, dim=-1)
-        tokens = logps.argmax(-1) if uniforms is None else _inverse_cdf(logps, uniforms[alive, step])
-        chosen = logps.gather(-1, tokens[:, None]).squeeze(-1)
+        logits = shaping(seen, head(model)(states).float())  # type: ignore[arg-type]  # they want a LongTensor
+        if uniforms is None:
+            chosen, tokens = torch.log_softmax(logits, dim=-1).max(-1)
+        else:
+            tokens, chosen = _draw(logits / generation.temperature, uniforms[alive, step])
         for row, token, logp in zip(alive, tokens.tolist(), chosen.tolist(), strict=True):
             answers[row][0].append(token)
             answers[row][1].append(logp)
@@ -138,17 +148,54 @@ def _answer(
             kept = stay.tolist()
             alive = [alive[place] for place in kept]
             cache.batch_select_indices(stay)
-            mask, tokens, positions = mask[stay], tokens[stay], positions[stay]
+            mask, tokens, positions, seen = mask[stay], tokens[stay], positions[stay], seen[stay]
         ids, positions = tokens[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
+        seen = torch.cat([seen, ids], dim=-1)
     return answers
 
 
-def _inverse_cdf(logps: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Tokens [B] at which the cumulated probability passes ``uniforms`` [B]; exact sampling from ``logps`` [B, V]."""
-    cumulated = logps.double().exp().cumsum(-1)
-    found = torch.searchsorted(cumulated, (uniforms * cumulated[:, -1])[:, None], right=True).squeeze(-1)
-    return found.clamp(max=logps.shape[-1] - 1)
+def _shaping(generation: Generation, ids: torch.Tensor, eos_token_id: int, greedy: bool) -> LogitsProcessorList:
+    """What the settings do to the logits after the prompts ``ids`` [B, T], before a token is drawn; nothing by default."""
+    shaping = LogitsProcessorList()
+    if generation.repetition_penalty != 1.0:
+        shaping.append(RepetitionPenaltyLogitsProcessor(generation.repetition_penalty))
+    if generation.min_new_tokens:
+        least, device = generation.min_new_tokens, str(ids.device)
+        shaping.append(MinNewTokensLengthLogitsProcessor(ids.shape[1], least, eos_token_id, device=device))
+    if generation.top_k and not greedy:
+        shaping.append(TopKLogitsWarper(generation.top_k))
+    return shaping
+
+
+def _draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B] at which the cumulated probability passes ``uniforms`` [B], and their log-probabilities; logits [B, V].
+
+    The inverse of the cumulated distribution, looked for first among blocks of ``BLOCK`` tokens and then inside one: exact,
+    and one pass over the vocabulary where a cumulated sum in float64 takes four.
+    """
+    high = logits.max(-1, keepdim=True).values
+    weights = (logits - high).exp_()
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = uniforms[:, None] * sums[:, -1:]
+    block = _first_beyond(sums, wanted)
+    before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK)).squeeze(1).double().cumsum(-1)
+    token = (block * BLOCK + _first_beyond(inside, wanted - before)).clamp(max=logits.shape[-1] - 1)
+    logps = logits.gather(-1, token) - high - sums[:, -1:].log()
+    return token.squeeze(-1), logps.squeeze(-1).float()
+
+
+def _first_beyond(cumulated: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The first place [B, 1] at which ``cumulated`` [B, K] is above ``wanted`` [B, 1].
+
+    Where rounding leaves none, the last place at which it grows: an entry of weight 0 is never taken. (Logits that are
+    not numbers give some token, whose log-probability is not a number either: the caller sees it.)
+    """
+    found = torch.searchsorted(cumulated, wanted, right=True)
+    last = torch.searchsorted(cumulated, cumulated[:, -1:].contiguous())
+    return torch.minimum(found, last).clamp(max=cumulated.shape[-1] - 1)
 
 
 def _uniforms(seeds: Sequence[int], tokens: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipelines.algorithms.logprobs import chosen_logprobs, logprobs_and_entropies
 from pipelines.data.tokens import right_pad
 from pipelines.errors import ConfigurationError
 
@@ -53,36 +54,41 @@ def trunk(model: Any) -> Any:
 
 
 def head(model: Any) -> Any:
-    """The output layer, [*, H] -> [*, V]."""
+    """The output layer, [*, H] -> [*, V]: linear, without bias (``check_head``)."""
     return causal_lm(model).get_output_embeddings()
 
 
 def response_states(model: Any, packed: Packed) -> torch.Tensor:
     """The hidden states [N, H] from which the answers' tokens are predicted."""
-    hidden = trunk(model)(input_ids=packed.ids, use_cache=False).last_hidden_state
-    return hidden[packed.rows, packed.columns]
+    return trunk_states(trunk(model), packed)
 
 
-def token_logprobs(
+def trunk_states(module: Any, packed: Packed) -> torch.Tensor:
+    """The same of a model without output layer, [N, H]."""
+    return module(input_ids=packed.ids, use_cache=False).last_hidden_state[packed.rows, packed.columns]
+
+
+def token_logprobs(model: Any, states: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probabilities [N] of ``targets`` from hidden states [N, H], in float32 whatever the precision of the trunk."""
+    return chosen_logprobs(states, head(model).weight, targets, temperature)
+
+
+def token_logprobs_and_entropies(
     model: Any, states: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities [N] of ``targets`` in float32, whatever the precision of the trunk, and entropies [N] (no gradient)."""
-    logps_NV = torch.log_softmax(head(model)(states).float() / temperature, dim=-1)
-    chosen_N = logps_NV.gather(-1, targets[:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropy_N = -(logps_NV.exp() * logps_NV).sum(-1)
-    return chosen_N, entropy_N
+    """The same log-probabilities bit for bit, and entropies [N] in nats; without gradient."""
+    return logprobs_and_entropies(states, head(model).weight, targets, temperature)
 
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """Refuse a model whose logits are not its output layer on its trunk (soft-capped or rescaled logits)."""
+    """Refuse a model whose logits are not a matrix times its trunk's last states (bias, soft cap or scale)."""
     ids = torch.arange(4, device=next(model.parameters()).device)[None] % causal_lm(model).config.vocab_size
     whole = causal_lm(model)(input_ids=ids).logits.float()
-    parts = head(model)(trunk(model)(input_ids=ids).last_hidden_state).float()
+    parts = (trunk(model)(input_ids=ids).last_hidden_state @ head(model).weight.T).float()
     if not torch.allclose(whole, parts, rtol=1e-3, atol=1e-3):
         kind = causal_lm(model).config.model_type
         raise ConfigurationError(
-            f"model of type {kind}: its logits are changed behind the output layer (soft cap or scale), which training"
-            " here does not follow; take a model of another type, such as llama or qwen2"
+            f"model of type {kind}: its logits are more than its output layer's matrix times the last states (a bias,"
+            " a soft cap or a scale), which training here does not follow; take a model of another type, such as llama or qwen2"
         )

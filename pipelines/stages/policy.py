@@ -10,14 +10,20 @@ Paper:   Schulman et al. 2017, Ouyang et al. 2022 (ppo); Rafailov et al. 2023 (d
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from pipelines.config import Dpo, Ppo
+from pipelines.config import Dpo, Judge, Ppo
 from pipelines.context import Context, seed_for
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, whole_file
 from pipelines.errors import ConfigurationError, DataError
 
+if TYPE_CHECKING:
+    from pipelines.training.rewards import Term
+
 REWARD, PAIRS_FILE = "artifacts/reward", "artifacts/preferences/pairs.parquet"
+RULES = "artifacts/prepared/prompts.parquet"
+"""What a policy learns from whose rewards are all rules: nothing but the prompts."""
 
 
 def run(ctx: Context) -> dict[str, float]:
@@ -32,13 +38,12 @@ def run(ctx: Context) -> dict[str, float]:
 
 
 def _ppo(ctx: Context, entry: Ppo) -> None:
-    """On-policy: answers are sampled while training and scored by the reward model."""
+    """On-policy: answers are sampled while training and scored by the reward model, by judges, or by a sum of them."""
     from pipelines.data.tokens import encode_prompt
     from pipelines.models.loading import load_tokenizer
     from pipelines.training import ppo
-    from pipelines.training.rewards import LearnedReward
 
-    _check_source(ctx, entry.learns_from, REWARD)
+    _check_source(ctx, entry.learns_from, REWARD if any(term.kind == "model" for term in entry.rewards) else RULES)
     sft = ctx.artifacts / "sft" / "model"
     tokenizer = load_tokenizer(sft)
     prompts = read_table(ctx.artifacts / "prepared" / "prompts.parquet", PROMPTS)
@@ -48,7 +53,7 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
     job = ppo.Job(
         sft=sft,
         prompts=[encode_prompt(tokenizer, text) for text in train["prompt"]],
-        reward=LearnedReward(ctx.artifacts / "reward", sft, entry.generation.batch_size, entry.precision),
+        rewards=_terms(ctx, entry),
         params=entry,
         seed=_seed(ctx),
         out=ctx.out(f"policies/{ctx.name}"),
@@ -56,6 +61,18 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
         plot=ctx.out(f"plots/{ctx.name}.csv"),
     )
     ctx.cluster.train(ppo.train, job, ctx.scratch)
+
+
+def _terms(ctx: Context, entry: Ppo) -> tuple[Term, ...]:
+    from pipelines.training.rewards import JudgeReward, LearnedReward, Term
+
+    learned = LearnedReward(
+        ctx.artifacts / "reward", ctx.artifacts / "sft" / "model", entry.generation.batch_size, entry.precision
+    )
+    judges = {term.name: Judge(kind=term.kind, callable=term.callable) for term in entry.rewards if term.kind != "model"}
+    return tuple(
+        Term(term.name, term.weight, JudgeReward(judges[term.name]) if term.name in judges else learned) for term in entry.rewards
+    )
 
 
 def _dpo(ctx: Context, entry: Dpo) -> None:

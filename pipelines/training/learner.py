@@ -1,6 +1,6 @@
-"""What learns: the policy, its value head on the same trunk, the frozen reference, and their optimiser.
+"""What learns: the policy, its critic (a value head on the policy's trunk, or a model of its own), and their optimiser.
 
-With LoRA the reference is the policy with its adapter switched off: no second model. Without an adapter it is a frozen
+With LoRA the frozen reference is the policy with its adapter switched off: no second model. Without an adapter it is a
 copy. Axes: N answer tokens, H hidden.
 """
 
@@ -16,9 +16,20 @@ from typing import Any
 import torch
 
 from pipelines.config import Ppo
-from pipelines.models.adapters import add_adapter
+from pipelines.models.adapters import add_adapter, merge
+from pipelines.models.attention import attention_for
+from pipelines.models.halves import halve_frozen
 from pipelines.models.loading import autocast
-from pipelines.models.policy import Packed, causal_lm, check_head, response_states, token_logprobs
+from pipelines.models.policy import (
+    Packed,
+    causal_lm,
+    check_head,
+    response_states,
+    token_logprobs,
+    token_logprobs_and_entropies,
+    trunk_states,
+)
+from pipelines.models.reward import RewardModel
 
 
 @dataclass
@@ -28,8 +39,10 @@ class Learner:
     policy: Any
     reference: Any
     """A frozen copy, or None: then it is the policy without its adapter."""
+    critic: Any
+    """The critic's own trunk, which began as the reward model's; None: the value head sits on the policy's trunk."""
     value_head: torch.nn.Linear | None
-    """[H] -> 1, zero at the start; only the estimator gae has one."""
+    """[H] -> 1, zero or the reward model's at the start; only the estimator gae has one."""
     optimizer: torch.optim.Optimizer
     params: Ppo
 
@@ -41,34 +54,55 @@ class Learner:
     def named(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that learn, by name, in one order."""
         named = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
-        if self.value_head is not None:
-            named |= {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        for prefix, module in (("critic", self.critic), ("value_head", self.value_head)):
+            if module is not None:
+                named |= {f"{prefix}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
         return dict(sorted(named.items()))
 
-    def trained(self, head_only: bool = False) -> list[torch.nn.Parameter]:
-        """The parameters that learn, in one order; ``head_only``: those of the value head."""
-        return [p for name, p in self.named().items() if not head_only or name.startswith("value_head.")]
+    def trained(self, critic_only: bool = False) -> list[torch.nn.Parameter]:
+        """The parameters that learn, in one order; ``critic_only``: without the policy's."""
+        return [p for name, p in self.named().items() if not critic_only or name.startswith(("critic.", "value_head."))]
 
-    def evaluate(self, packed: Packed, frozen_trunk: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probabilities, values and entropies of the answer tokens, each [N] float32; values are 0 without a value head.
+    def evaluate(self, packed: Packed, frozen_policy: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and values of the answer tokens, both [N] float32; values are 0 without a value head.
 
-        ``frozen_trunk`` keeps gradients out of the trunk (critic warm-up).
+        ``frozen_policy`` keeps gradients out of the policy's trunk (critic warm-up).
         """
-        with autocast(self.params.precision, self.device.type):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_trunk):
+        with self._mode(packed):
+            with torch.set_grad_enabled(not frozen_policy):
                 states_NH = response_states(self.policy, packed)
-            logprobs_N, entropies_N = token_logprobs(self.policy, states_NH, packed.targets, self.params.generation.temperature)
-        values_N = torch.zeros_like(logprobs_N)
-        if self.value_head is not None:
-            values_N = self.value_head(states_NH.float()).squeeze(-1)
-        return logprobs_N, values_N, entropies_N
+                logprobs_N = token_logprobs(self.policy, states_NH, packed.targets, self.params.generation.temperature)
+            values_N = self._values(states_NH, packed)
+        return logprobs_N, values_N
 
     @torch.no_grad()
-    def reference_logprobs(self, packed: Packed) -> torch.Tensor:
-        """Log-probabilities [N] of the answer tokens under the reference."""
-        with self._reference() as model, autocast(self.params.precision, self.device.type):
-            states_NH = response_states(model, packed)
-            return token_logprobs(model, states_NH, packed.targets, self.params.generation.temperature)[0]
+    def assess(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is known of answers before the update, each [N]: log-probabilities, values, entropies, and the reference's
+        log-probabilities. The first two are those of ``evaluate`` bit for bit."""
+        temperature = self.params.generation.temperature
+        with self._mode(packed):
+            states_NH = response_states(self.policy, packed)
+            logprobs_N, entropies_N = token_logprobs_and_entropies(self.policy, states_NH, packed.targets, temperature)
+            with self._reference() as model:
+                reference_N = token_logprobs(model, response_states(model, packed), packed.targets, temperature)
+            values_N = self._values(states_NH, packed)
+        return logprobs_N, values_N, entropies_N, reference_N
+
+    def _values(self, states_NH: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """Values [N], from the policy's states or the critic's own; the head's product is float32 under autocast too."""
+        if self.value_head is None:
+            return torch.zeros(len(states_NH), device=states_NH.device)
+        if self.critic is not None:
+            states_NH = trunk_states(self.critic, packed)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.value_head(states_NH.to(self.value_head.weight.dtype)).squeeze(-1)
+
+    @contextlib.contextmanager
+    def _mode(self, packed: Packed) -> Iterator[None]:
+        """Precision and attention kernel of every pass over answers, with or without gradient."""
+        precision, device = self.params.precision, self.device.type
+        with attention_for(precision, device, packed.ids.shape[1]), autocast(precision, device):
+            yield
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[Any]:
@@ -94,19 +128,28 @@ class Learner:
         self.optimizer.load_state_dict(optimizer)
 
 
-def make_learner(model: Any, params: Ppo, seed: int) -> Learner:
-    """Put the adapter and the value head on ``model``; the same numbers on every worker, because both are seeded here."""
+def make_learner(model: Any, params: Ppo, seed: int, reward: RewardModel | None = None) -> Learner:
+    """Put the adapter and the value head on ``model``; the same numbers on every worker, because both are seeded here.
+
+    With ``reward`` the critic is a model of its own, which begins as the reward model (trunk and head) and is trained in
+    the same way as the policy: whole, or through an adapter.
+    """
     check_head(model)
     torch.manual_seed(seed)
     reference = copy.deepcopy(model).requires_grad_(False).eval() if params.adapter == "none" else None
     policy = add_adapter(model, params).eval()
+    critic = add_adapter(merge(reward.trunk), params).eval() if reward is not None else None
+    for frozen in (policy, reference, critic):
+        if frozen is not None:
+            halve_frozen(frozen, params.precision)
     head = None
     if params.estimator == "gae":
         device = next(policy.parameters()).device
-        head = torch.nn.Linear(causal_lm(policy).config.hidden_size, 1).to(device)
-        torch.nn.init.zeros_(head.weight)
-        torch.nn.init.zeros_(head.bias)
-    learner = Learner(policy, reference, head, None, params)  # type: ignore[arg-type]
+        head = torch.nn.Linear(causal_lm(policy).config.hidden_size, 1, device=device)
+        with torch.no_grad():
+            head.weight.copy_(reward.head.weight if reward is not None else torch.zeros_like(head.weight))
+            head.bias.copy_(-reward.centre if reward is not None else torch.zeros_like(head.bias))
+    learner = Learner(policy, reference, critic, head, None, params)  # type: ignore[arg-type]
     learner.optimizer = torch.optim.AdamW(
         learner.trained(), lr=params.learning_rate, eps=1e-5, weight_decay=params.weight_decay, fused=True
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipelines.data.tables import whole_file, write_json, write_table
-from pipelines.models.adapters import is_adapted, merge, save_adapter
-from pipelines.models.loading import save_model
+from pipelines.models.adapters import is_adapted, load_adapter, merge, save_adapter
+from pipelines.models.loading import load_causal_lm, save_model
 from pipelines.training.learner import Learner
+
+if TYPE_CHECKING:
+    from pipelines.training.run import Job, Progress
 
 SFT = "../../../sft/model"
 """From a policy's adapter to the model it sits on, inside ``artifacts/``."""
@@ -19,29 +22,22 @@ LAST = 5
 """Steps over which the figures of metrics.json are averaged."""
 
 
-def write_results(
-    out: Path,
-    plot: Path | None,
-    learner: Learner,
-    tokenizer: Any,
-    history: list[dict[str, float]],
-    left_out: list[int],
-    scratch: Path,
-) -> None:
-    """Write everything below ``out``; the policy is merged in place, so nothing can be trained afterwards."""
-    frame = pd.DataFrame(history)
-    frame = frame.astype({"step": int})
-    write_table(frame, out / "history.parquet")
-    if plot is not None:
-        with whole_file(plot) as partial:
+def write_results(job: Job, learner: Learner, tokenizer: Any, progress: Progress) -> None:
+    """Write everything below ``job.out``. An adapter is merged into the weights as they are on disk, in float32."""
+    frame = pd.DataFrame(progress.history).astype({"step": int})
+    write_table(frame, job.out / "history.parquet")
+    if job.plot is not None:
+        with whole_file(job.plot) as partial:
             frame.to_csv(partial, index=False, lineterminator="\n")
     recent = frame.drop(columns="step").tail(LAST).mean().to_dict()
-    write_json(out / "metrics.json", recent | {"steps": len(frame), "skipped": len(left_out)})
-    if (scratch / "snapshots").exists():
-        shutil.copytree(scratch / "snapshots", out / "snapshots", dirs_exist_ok=True)
-    if is_adapted(learner.policy):
-        save_adapter(learner.policy, out / "adapter", SFT)
-    save_model(merge(learner.policy), tokenizer, out / "model")
+    write_json(job.out / "metrics.json", recent | {"steps": len(frame), "skipped": len(progress.left_out)})
+    if (job.scratch / "snapshots").exists():
+        shutil.copytree(job.scratch / "snapshots", job.out / "snapshots", dirs_exist_ok=True)
+    model = learner.policy
+    if is_adapted(model):
+        save_adapter(model, job.out / "adapter", SFT)
+        model = merge(load_adapter(load_causal_lm(job.sft), job.out / "adapter"))
+    save_model(model, tokenizer, job.out / "model")
 
 
 def snapshot(scratch: Path, step: int, learner: Learner) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.config import Judge, Precision
 from pipelines.errors import DataError
+
+if TYPE_CHECKING:
+    from pipelines.models.reward import RewardModel
 
 Row = list[int]
 RewardFunction = Callable[[Sequence[Row], Sequence[Row], Sequence[bool]], list[float]]
@@ -33,14 +36,22 @@ class LearnedReward:
 
     def open(self, tokenizer: Any, device: str) -> RewardFunction:
         """Load the reward model."""
-        from pipelines.models.reward import load_reward, score
+        from pipelines.models.halves import halve_frozen
+        from pipelines.models.reward import score
 
-        model = load_reward(self.folder, self.sft, device)
+        model = self.model(device)
+        halve_frozen(model.trunk, self.precision)
 
         def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
             return score(model, list(prompts), list(answers), self.batch_size, self.precision)
 
         return scores
+
+    def model(self, device: str) -> RewardModel:
+        """The reward model itself, for a critic to begin with."""
+        from pipelines.models.reward import load_reward
+
+        return load_reward(self.folder, self.sft, device)
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,29 @@ class JudgeReward:
             return judged([decode(tokenizer, row) for row in prompts], [decode(tokenizer, row) for row in answers])
 
         return scores
+
+
+@dataclass(frozen=True)
+class Term:
+    """A source with its weight in the sum that is maximised; ``name`` stands in the history."""
+
+    name: str
+    weight: float
+    source: RewardSource
+
+
+@dataclass(frozen=True)
+class OpenTerm:
+    """The same on a worker, ready to score."""
+
+    name: str
+    weight: float
+    score: RewardFunction
+
+
+def open_terms(terms: Sequence[Term], tokenizer: Any, device: str) -> list[OpenTerm]:
+    """Open every term on this worker."""
+    return [OpenTerm(term.name, term.weight, checked(term.source.open(tokenizer, device))) for term in terms]
 
 
 def checked(function: RewardFunction) -> RewardFunction:

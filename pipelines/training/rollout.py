@@ -19,7 +19,7 @@ from pipelines.models.generation import batches_of_like_length, sample
 from pipelines.models.policy import pack
 from pipelines.training.distributed import all_sum
 from pipelines.training.learner import Learner
-from pipelines.training.rewards import RewardFunction, Row
+from pipelines.training.rewards import OpenTerm, Row
 
 
 class NonFinite(Exception):
@@ -46,7 +46,9 @@ class Rollout:
     entropies: torch.Tensor
     """[B, T] nats."""
     scores: torch.Tensor
-    """[B] as the reward gave them."""
+    """[B] the weighted sum of the rewards' terms."""
+    terms: dict[str, torch.Tensor]
+    """[B] each term as it came."""
 
 
 def roll_out(learner: Learner, prompts: list[Row], first_row: int, ids: tuple[int, int], seed: int, step: int) -> Rollout:
@@ -62,21 +64,20 @@ def roll_out(learner: Learner, prompts: list[Row], first_row: int, ids: tuple[in
         name: [torch.empty(0)] * len(prompts) for name in ("logprobs", "values", "entropies", "reference")
     }
     lengths = [len(p) + len(a) for p, a in zip(prompts, sampled.tokens, strict=True)]
-    with torch.no_grad():
-        for rows in batches_of_like_length(lengths, params.micro_batch_size):
-            packed = pack([prompts[row] for row in rows], [sampled.tokens[row] for row in rows], learner.device)
-            found = (*learner.evaluate(packed), learner.reference_logprobs(packed))
-            for into, whole in zip(parts.values(), found, strict=True):
-                for row, part in zip(rows, whole.cpu().split(packed.lengths), strict=True):
-                    into[row] = part
+    for rows in batches_of_like_length(lengths, params.micro_batch_size):
+        packed = pack([prompts[row] for row in rows], [sampled.tokens[row] for row in rows], learner.device)
+        for into, whole in zip(parts.values(), learner.assess(packed), strict=True):
+            for row, part in zip(rows, whole.cpu().split(packed.lengths), strict=True):
+                into[row] = part
     padded = {name: _padded(rows, mask) for name, rows in parts.items()}
-    scores = torch.zeros(len(prompts))
-    return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, scores=scores, **padded)
+    return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=torch.zeros(len(prompts)), terms={})
 
 
-def score(rollout: Rollout, reward: RewardFunction) -> None:
+def score(rollout: Rollout, rewards: Sequence[OpenTerm]) -> None:
     """Fill in the scores; raise NonFinite on every worker if any number of the step is not finite on any of them."""
-    rollout.scores = torch.tensor(reward(rollout.prompts, rollout.answers, rollout.ended))
+    for term in rewards:
+        rollout.terms[term.name] = torch.tensor(term.score(rollout.prompts, rollout.answers, rollout.ended))
+        rollout.scores = rollout.scores + term.weight * rollout.terms[term.name]
     for name in ("scores", "logprobs", "reference", "values"):
         bad = (~torch.isfinite(getattr(rollout, name))).sum().double()
         if all_sum(bad).item() > 0:
@@ -109,7 +110,7 @@ class Normaliser:
 
 
 def final_scores(rollout: Rollout, params: Ppo, normaliser: Normaliser) -> torch.Tensor:
-    """The scores [B] that are rewarded: normalised, clipped, less the penalty of answers that did not end by themselves."""
+    """The scores [B] that are rewarded: normalised, clipped, less the penalties for length and for not ending by itself."""
     scores_B = rollout.scores
     if params.normalise_scores == "running" or (params.normalise_scores == "reference" and normaliser.count == 0):
         normaliser.add(scores_B)
@@ -117,6 +118,7 @@ def final_scores(rollout: Rollout, params: Ppo, normaliser: Normaliser) -> torch
         scores_B = normaliser.applied(scores_B)
     if params.score_clip:
         scores_B = scores_B.clamp(-params.score_clip, params.score_clip)
+    scores_B = scores_B - params.length_penalty * rollout.mask.sum(1)
     return scores_B - params.missing_eos_penalty * (~torch.tensor(rollout.ended)).float()
 
 
@@ -157,9 +159,11 @@ def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[st
             (k3(ratios_BT) * rollout.mask).double().sum(),
             (rollout.entropies * rollout.mask).double().sum(),
             ended.sum(),
+            *[values.double().sum() for values in rollout.terms.values()],
         ]
     )
-    rows, tokens, raw, final, kl, kl2, kl3, entropy, eos = all_sum(sums).tolist()
+    rows, tokens, raw, final, kl, kl2, kl3, entropy, eos, *terms = all_sum(sums).tolist()
+    single = {f"reward/{name}": total / rows for name, total in zip(rollout.terms, terms, strict=True)}
     return {
         "objective/kl": kl / rows,
         "objective/kl_k2": kl2 / rows,
@@ -170,7 +174,7 @@ def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[st
         "objective/entropy": entropy / tokens,
         "tokens/response_length": tokens / rows,
         "tokens/eos_rate": eos / rows,
-    }
+    } | (single if len(single) > 1 else {})
 
 
 def _padded(rows: Sequence[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:

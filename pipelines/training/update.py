@@ -84,7 +84,7 @@ def _one(
         loss, parts = _loss(learner, rollout, advantages_BT, returns_BT, [rows[place] for place in micro], warming)
         (loss / tokens).backward()
         sums += parts
-    moved = learner.trained(head_only=warming)
+    moved = learner.trained(critic_only=warming)
     sum_gradients(moved)
     totals = dict(zip(SUMS, all_sum(sums).tolist(), strict=True))
     norm = float(torch.nn.utils.clip_grad_norm_(moved, params.max_grad_norm))
@@ -110,7 +110,7 @@ def _loss(
     old_N, old_values_N, advantages_N, returns_N = (
         part[rows][valid].to(device) for part in (rollout.logprobs, rollout.values, advantages_BT, returns_BT)
     )
-    logprobs_N, values_N, _ = learner.evaluate(packed, frozen_trunk=warming)
+    logprobs_N, values_N = learner.evaluate(packed, frozen_policy=warming)
     policy_N, ratio_N = clipped_policy_loss(logprobs_N, old_N, advantages_N, params.cliprange)
     value_N, value_clipped_N = clipped_value_loss(values_N, old_values_N, returns_N, params.cliprange_value)
     loss = params.vf_coef * value_N.sum() if learner.value_head is not None else torch.zeros((), device=device)

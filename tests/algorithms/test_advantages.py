@@ -80,11 +80,11 @@ def test_batch_baseline_is_the_mean_of_all_others_also_over_workers() -> None:
 
 
 def test_whitening_by_hand() -> None:
-    """1, 3 and (row 2) 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5. Whitened: -3, -1, 1, 3 over sqrt 5; padding 0."""
+    """1, 3 and (row 2) 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 3. Whitened: -3, -1, 1, 3 over its root; padding 0."""
     values = torch.tensor([[1.0, 3.0, 100.0], [5.0, 7.0, -100.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0]])
-    assert masked_moments(values, mask, same) == pytest.approx((4.0, 5.0))
-    expected = torch.tensor([[-3.0, -1.0, 0.0], [1.0, 3.0, 0.0]]) / 5**0.5
+    assert masked_moments(values, mask, same) == pytest.approx((4.0, 20.0 / 3.0))
+    expected = torch.tensor([[-3.0, -1.0, 0.0], [1.0, 3.0, 0.0]]) / (20.0 / 3.0) ** 0.5
     torch.testing.assert_close(whiten(values, mask, same), expected)
 
 

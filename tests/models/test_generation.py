@@ -80,10 +80,35 @@ def test_sampled_frequencies_follow_the_distribution(model: LlamaForCausalLM) ->
     answers = sample(model, EOS, PAD, [[5, 6]] * count, one, list(range(count)), "float32")
     packed = pack([[5, 6]] * 12, [[token] for token in range(12)])
     with torch.no_grad():
-        logprobs, _ = token_logprobs(model, response_states(model, packed), packed.targets, 0.8)
+        logprobs = token_logprobs(model, response_states(model, packed), packed.targets, 0.8)
     seen = Counter(tokens[0] for tokens in answers.tokens)
     for token, p in enumerate(logprobs.exp().tolist()):
         assert abs(seen[token] / count - p) < 4 * math.sqrt(p * (1 - p) / count) + 1e-9
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 2}, {"repetition_penalty": 5.0}, {"min_new_tokens": 6}])
+def test_shaped_sampling_does_not_depend_on_batching(model: LlamaForCausalLM, changes: dict[str, float]) -> None:
+    together = sample(model, EOS, PAD, PROMPTS, generation(**changes), SEEDS, "float32")
+    alone = sample(model, EOS, PAD, PROMPTS, generation(batch_size=1, **changes), SEEDS, "float32")
+    assert together.tokens == alone.tokens
+    assert together.tokens != sample(model, EOS, PAD, PROMPTS, generation(), SEEDS, "float32").tokens
+
+
+def test_what_shapes_the_sampling(model: LlamaForCausalLM) -> None:
+    """At the first token: one of the two likeliest with top_k 2; no EOS below the minimum; less is said again."""
+    count = 64
+    many = {"prompts": [[5, 6]] * count, "seeds": list(range(count)), "precision": "float32"}
+    likeliest = set(model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].topk(2).indices.tolist())
+    top = sample(model, EOS, PAD, generation=generation(max_new_tokens=1, top_k=2), **many)
+    assert {answer[0] for answer in top.tokens} == likeliest
+    least = sample(model, EOS, PAD, generation=generation(min_new_tokens=6), **many)
+    assert min(len(answer) for answer in least.tokens) == 7
+    again = [
+        sum(token in [5, 6, *answer[:place]] for answer in answers.tokens for place, token in enumerate(answer))
+        / sum(map(len, answers.tokens))
+        for answers in (sample(model, EOS, PAD, generation=generation(repetition_penalty=p), **many) for p in (1.0, 5.0))
+    ]
+    assert again[1] < 0.7 * again[0]
 
 
 def test_greedy_takes_the_likeliest_token(model: LlamaForCausalLM) -> None:

@@ -18,6 +18,7 @@ from pipelines.journal import Journal
 from pipelines.models.loading import save_model
 from pipelines.training import checkpoints
 from pipelines.training.ppo import Job, train
+from pipelines.training.rewards import Term
 
 PROMPTS = [[4, 5, 6], [5, 3], [6, 7, 8, 9, 10], [7], [8, 9, 2, 3], [9, 1], [10, 11, 2]]
 
@@ -130,7 +131,7 @@ def job(sft: Path, place: Path, settings: Ppo | None = None, reward: Any = None,
     return Job(
         sft,
         prompts or PROMPTS,
-        reward or CountReward(),
+        (Term("count", 1.0, reward or CountReward()),),
         settings or params(),
         5,
         place / "out",

@@ -12,12 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.context import Worker
-from pipelines.errors import DataError
+from pipelines.context import Worker, seed_for
+from pipelines.errors import ConfigurationError, DataError
 from pipelines.journal import Journal
 from pipelines.models.loading import load_causal_lm, load_tokenizer
-from pipelines.training.learner import learning_rate
+from pipelines.models.policy import pack
+from pipelines.models.reward import new_reward, save_reward
+from pipelines.training.learner import learning_rate, make_learner
 from pipelines.training.ppo import my_prompts, train
+from pipelines.training.rewards import LearnedReward
 from pipelines.training.rollout import Normaliser
 from tests.training import onpolicy
 from tests.training.onpolicy import alone, job, params, weights
@@ -77,6 +80,7 @@ def test_results_are_whole(sft: Path, tmp_path: Path) -> None:
     assert not [name for name in rows.columns if "second" in name or "memory" in name]
     assert pd.read_csv(task.plot)["objective/kl"].tolist() == pytest.approx(rows["objective/kl"].tolist())
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["metrics"]]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"seconds/rollout", "seconds/score", "seconds/update", "tokens_per_second"} <= set(lines[0]["timings"])
     assert json.loads((task.out / "metrics.json").read_text())["steps"] == 6
@@ -140,6 +144,36 @@ def test_critic_warm_up_moves_only_the_value_head(sft: Path, tmp_path: Path) -> 
     found = weights(task)
     assert all(not weight.any() for name, weight in found.items() if "lora_B" in name)
     assert found["value_head.weight"].any()
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_critic_of_its_own_begins_as_the_reward_model(sft: Path, tmp_path: Path, adapter: str) -> None:
+    """V(s_t) = w . h_t - c of the reward model at the start; then the critic learns, without the policy in the warm-up."""
+    reward = new_reward(sft, "mean", layers=1)
+    torch.nn.init.normal_(reward.head.weight)
+    reward.centre.fill_(0.25)
+    save_reward(reward, tmp_path / "reward")
+    source = LearnedReward(tmp_path / "reward", sft, 8, "float32")
+    settings = params(steps=2, critic="reward", critic_warmup_steps=2, adapter=adapter, save_steps=1)
+    packed = pack([[4, 5, 6]], [[7, 8, 1]])
+    learner = make_learner(load_causal_lm(sft), settings, seed_for(5, "adapter") % 2**31, source.model("cpu"))
+    with torch.no_grad():
+        states = reward.trunk(input_ids=packed.ids).last_hidden_state[0, 2:5]
+        expected = (states @ reward.head.weight.T).squeeze(-1) - 0.25
+        torch.testing.assert_close(learner.evaluate(packed)[1], expected)
+    task = job(sft, tmp_path, settings, source)
+    alone(task)
+    found, before = weights(task), {name: p.detach() for name, p in learner.named().items()}
+    moved = {name for name, weight in found.items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all(name.startswith(("critic.", "value_head.")) for name in moved)
+    assert any(name.startswith("critic.") for name in moved)
+    assert history(task)["loss/value"].notna().all()
+
+
+def test_a_critic_from_the_reward_model_needs_one(sft: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="critic: reward needs a reward model"):
+        alone(job(sft, tmp_path, params(critic="reward")))
 
 
 def test_beta_follows_the_target_and_is_resumed(sft: Path, tmp_path: Path) -> None:

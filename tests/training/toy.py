@@ -19,6 +19,7 @@ from pipelines.journal import Journal
 from pipelines.models.generation import response_logprobs
 from pipelines.models.loading import load_causal_lm, save_model
 from pipelines.training.ppo import Job, train
+from pipelines.training.rewards import Term
 
 TOKENS, STEPS = 4, 3
 SEQUENCES = [list(sequence) for sequence in product(range(TOKENS), repeat=STEPS)]
@@ -156,5 +157,5 @@ METHODS: dict[str, dict[str, Any]] = {
 def run(reference: Path, out: Path, settings: Ppo, seed: int) -> torch.Tensor:
     """Train on the toy with the very function that the policy stage runs; the policy's probabilities [64]."""
     worker = Worker(0, 1, "cpu", Journal(None))
-    train(Job(reference, [PROMPT], TableReward(), settings, seed, out / "out", out / "scratch"), worker)
+    train(Job(reference, [PROMPT], (Term("table", 1.0, TableReward()),), settings, seed, out / "out", out / "scratch"), worker)
     return distribution(out / "out" / "model")

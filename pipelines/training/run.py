@@ -1,0 +1,134 @@
+"""One on-policy run: what it is given, what changes from step to step, how it starts, is kept, and recovers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.config import Ppo
+from pipelines.context import Worker, seed_for
+from pipelines.errors import ConfigurationError, PrefloopError
+from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.models.reward import RewardModel
+from pipelines.training import checkpoints
+from pipelines.training.distributed import barrier
+from pipelines.training.learner import Learner, make_learner
+from pipelines.training.precision import tell_if_slow
+from pipelines.training.results import snapshot
+from pipelines.training.rewards import LearnedReward, OpenTerm, Row, Term, open_terms
+from pipelines.training.rollout import NonFinite, Normaliser
+
+INCIDENT_WINDOW = 100
+"""Steps within which a second non-finite batch rolls back, and a third one stops the run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Paths, settings and tokenised prompts; ``plot`` is the CSV of the history for DVC's plots."""
+
+    sft: Path
+    prompts: list[Row]
+    rewards: tuple[Term, ...]
+    params: Ppo
+    seed: int
+    out: Path
+    scratch: Path
+    plot: Path | None = None
+
+
+@dataclass
+class Progress:
+    """What changes from step to step beside the weights; a checkpoint holds all of it."""
+
+    step: int = 0
+    beta: float = 0.0
+    normaliser: Normaliser = field(default_factory=Normaliser)
+    history: list[dict[str, float]] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    """Steps whose batch met a number that is not finite, in the order in which it happened."""
+
+
+@dataclass
+class Run:
+    """One worker's part of a training run."""
+
+    job: Job
+    worker: Worker
+    tokenizer: Any
+    learner: Learner
+    rewards: list[OpenTerm]
+    progress: Progress
+
+
+def begin(job: Job, worker: Worker) -> Run:
+    """Load the models and the reward, and go on from the newest checkpoint if there is one."""
+    tell_if_slow(job.params.precision, worker, job.params.steps)
+    tokenizer = load_tokenizer(job.sft)
+    critic = _critic(job, worker.device)
+    seed = seed_for(job.seed, "adapter") % 2**31
+    learner = make_learner(load_causal_lm(job.sft, worker.device), job.params, seed, critic)
+    rewards = open_terms(job.rewards, tokenizer, worker.device)
+    for term in rewards:  # a reward that raises or returns something else does so before training
+        term.score(job.prompts[:1], [[tokenizer.eos_token_id]], [True])
+    progress = Progress(beta=job.params.beta)
+    found = checkpoints.newest(folder(job), warn=lambda note: worker.journal.log(0, job.params.steps, note=note))
+    if found is not None:
+        step, states = found
+        learner.restore(states["learner"]["weights"], states["learner"]["optimizer"])
+        kept = states["progress"]
+        progress = Progress(step, kept["beta"], Normaliser(**kept["normaliser"]), kept["history"], kept["left_out"])
+        torch.set_rng_state(states["random"])
+    return Run(job, worker, tokenizer, learner, rewards, progress)
+
+
+def _critic(job: Job, device: str) -> RewardModel | None:
+    """The reward model that the critic begins as, where it is to be a model of its own."""
+    if job.params.critic == "shared":
+        return None
+    learned = [term.source for term in job.rewards if isinstance(term.source, LearnedReward)]
+    if not learned:
+        raise ConfigurationError("critic: reward needs a reward model among the rewards; use critic: shared")
+    return learned[0].model(device)
+
+
+def keep(run: Run) -> None:
+    """Save a checkpoint every ``save_steps`` steps and at the end, a snapshot every ``snapshot_every`` steps (rank 0)."""
+    job, step = run.job, run.progress.step
+    due = step % job.params.save_steps == 0 or step == job.params.steps
+    if run.worker.rank == 0:
+        if job.params.snapshot_every and step % job.params.snapshot_every == 0:
+            snapshot(job.scratch, step, run.learner)
+        if due:
+            progress = {name: value for name, value in vars(run.progress).items() if name != "step"}
+            progress["normaliser"] = vars(run.progress.normaliser)
+            states = {"learner": run.learner.state(), "progress": progress, "random": torch.get_rng_state()}
+            checkpoints.save(folder(job), step, states)
+    if due:
+        barrier()
+
+
+def recovered(run: Run, step: int, fault: NonFinite) -> Run:
+    """The batch of ``step`` is left out; a second one within 100 steps rolls back to the last checkpoint, a third stops."""
+    left_out = [*run.progress.left_out, step]
+    recent = [other for other in left_out if step - other < INCIDENT_WINDOW]
+    where = f"step {step}: {fault} is not finite"
+    if len(recent) >= 3:
+        steps = ", ".join(map(str, recent))
+        raise PrefloopError(
+            f"training stopped at {where}, the third batch within {INCIDENT_WINDOW} steps (steps {steps}); lower"
+            " learning_rate or use precision float32, and check the reward on these prompts"
+        )
+    if len(recent) == 2:
+        run = begin(run.job, run.worker)
+        where += f"; rolled back to step {run.progress.step}"
+    run.progress.left_out = left_out
+    run.worker.journal.log(step, run.job.params.steps, note=f"{where}; its batch is left out")
+    return run
+
+
+def folder(job: Job) -> Path:
+    """Where the checkpoints are."""
+    return job.scratch / "checkpoints"
