@@ -192,8 +192,12 @@ class Preferences(Section):
 
 
 class Reward(Training):
-    """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all)."""
+    """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all).
 
+    ``members`` of an ensemble differ in their seed: their adapters' start and the order of the pairs.
+    """
+
+    members: Count = 1
     pooling: Literal["mean", "last"] = "mean"
     layers: Annotated[int, Field(ge=0)] = 4
     learning_rate: Positive = 3e-3
@@ -211,11 +215,16 @@ class Policy(Training):
 
 
 class RewardTerm(Section):
-    """One term of what an on-policy method maximises: the reward model, or a judge of texts."""
+    """One term of what an on-policy method maximises: the reward model, or a judge of texts.
+
+    An ensemble of reward models gives its mean less ``deviations`` standard deviations (Coste et al. 2024, eq. 4: caution
+    where the members disagree).
+    """
 
     kind: Literal["model", "lexicon", "callable"] = "model"
     callable: str = ""
     weight: float = 1.0
+    deviations: Annotated[float, Field(ge=0.0)] = 0.0
 
     @model_validator(mode="after")
     def _callable_is_named(self) -> RewardTerm:

@@ -21,7 +21,7 @@ from pipelines.evaluation.comparison import GREEDY, answer_letters
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.models.generation import batches_of_like_length, response_logprobs, sample
 from pipelines.models.loading import load_causal_lm, load_tokenizer
-from pipelines.models.reward import load_reward, score
+from pipelines.models.reward import RewardModel, load_members, score_members
 
 NAN = float("nan")
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str
     base = work.scored(load_causal_lm(job.base, worker.device), drawn, temperature=1.0)
 
     # 5. the reward model's score
-    rewards = work.rewarded(load_reward(job.reward, job.sft, worker.device), drawn)
+    rewards = work.rewarded(load_members(job.reward, job.sft, worker.device), drawn)
 
     rows = []
     for index, prompt in enumerate(prompts):
@@ -152,12 +152,12 @@ class _Work:
 
         return self._batched(self._lengths(drawn), read, "log-probabilities")
 
-    def rewarded(self, model: Any, drawn: list[_Drawn]) -> list[float]:
-        """The reward model's scores of the answers."""
+    def rewarded(self, members: list[RewardModel], drawn: list[_Drawn]) -> list[float]:
+        """The reward model's scores of the answers; an ensemble's mean."""
 
         def judge(rows: list[int]) -> list[float]:
             asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
-            return [float(value) for value in score(model, asked, answers, self.size, self.job.precision)]
+            return score_members(members, asked, answers, self.size, self.job.precision).mean(0).tolist()
 
         return self._batched(self._lengths(drawn), judge, "reward model")
 

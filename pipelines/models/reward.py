@@ -126,6 +126,17 @@ def load_reward(folder: Path, sft_folder: Path, device: str = "cpu") -> RewardMo
     return model.requires_grad_(False).to(device).eval()
 
 
+def member_folder(folder: Path, member: int) -> Path:
+    """Where a member of an ensemble is: the first in the folder itself, as if it were alone."""
+    return folder / "members" / str(member) if member else folder
+
+
+def load_members(folder: Path, sft_folder: Path, device: str = "cpu") -> list[RewardModel]:
+    """All members of an ensemble; one where the reward model is alone."""
+    count = 1 + len([path for path in (folder / "members").glob("*") if path.is_dir()])
+    return [load_reward(member_folder(folder, member), sft_folder, device) for member in range(count)]
+
+
 @torch.no_grad()
 def score(model: RewardModel, prompts: list[list[int]], answers: list[list[int]], batch_size: int, precision: str) -> list[float]:
     """The centred score of each answer (its tokens, EOS included where it was emitted), in the order given.
@@ -155,3 +166,15 @@ def collate(rows: list[tuple[list[int], list[int]]], pad_id: int = 0) -> dict[st
     ids, mask = right_pad([prompt + answer for prompt, answer in rows], pad_id)
     answer_mask, _ = right_pad([[0] * len(prompt) + [1] * len(answer) for prompt, answer in rows], 0)
     return {"input_ids": ids, "attention_mask": mask, "answer_mask": answer_mask}
+
+
+def score_members(
+    models: list[RewardModel], prompts: list[list[int]], answers: list[list[int]], batch_size: int, precision: str
+) -> torch.Tensor:
+    """The centred scores [members, answers] of an ensemble."""
+    return torch.tensor([score(model, prompts, answers, batch_size, precision) for model in models])
+
+
+def cautious(scores_MN: torch.Tensor, deviations: float) -> list[float]:
+    """Mean over members less ``deviations`` (population) standard deviations, one an answer (Coste et al. 2024, eq. 4)."""
+    return (scores_MN.mean(0) - deviations * scores_MN.std(0, correction=0)).tolist()

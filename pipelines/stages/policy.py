@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pipelines.config import Dpo, Judge, Ppo
+from pipelines.config import Dpo, Judge, Ppo, RewardTerm
 from pipelines.context import Context, seed_for
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, whole_file
@@ -66,13 +66,13 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
 def _terms(ctx: Context, entry: Ppo) -> tuple[Term, ...]:
     from pipelines.training.rewards import JudgeReward, LearnedReward, Term
 
-    learned = LearnedReward(
-        ctx.artifacts / "reward", ctx.artifacts / "sft" / "model", entry.generation.batch_size, entry.precision
-    )
-    judges = {term.name: Judge(kind=term.kind, callable=term.callable) for term in entry.rewards if term.kind != "model"}
-    return tuple(
-        Term(term.name, term.weight, JudgeReward(judges[term.name]) if term.name in judges else learned) for term in entry.rewards
-    )
+    def source(term: RewardTerm) -> LearnedReward | JudgeReward:
+        if term.kind != "model":
+            return JudgeReward(Judge(kind=term.kind, callable=term.callable))
+        sft, size = ctx.artifacts / "sft" / "model", entry.generation.batch_size
+        return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
+
+    return tuple(Term(term.name, term.weight, source(term)) for term in entry.rewards)
 
 
 def _dpo(ctx: Context, entry: Dpo) -> None:

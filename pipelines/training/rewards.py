@@ -27,28 +27,34 @@ class RewardSource(Protocol):
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """The reward model, on top of the SFT model's folder. Its scores are centred on the SFT model's own answers."""
+    """The reward model, or an ensemble, on top of the SFT model's folder; scores are centred on the SFT model's own answers.
+
+    An ensemble gives its mean less ``deviations`` standard deviations.
+    """
 
     folder: Path
     sft: Path
     batch_size: int
     precision: Precision
+    deviations: float = 0.0
 
     def open(self, tokenizer: Any, device: str) -> RewardFunction:
-        """Load the reward model."""
+        """Load the reward model, every member of it."""
         from pipelines.models.halves import halve_frozen
-        from pipelines.models.reward import score
+        from pipelines.models.reward import cautious, load_members, score_members
 
-        model = self.model(device)
-        halve_frozen(model.trunk, self.precision)
+        models = load_members(self.folder, self.sft, device)
+        for model in models:
+            halve_frozen(model.trunk, self.precision)
 
         def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
-            return score(model, list(prompts), list(answers), self.batch_size, self.precision)
+            found = score_members(models, list(prompts), list(answers), self.batch_size, self.precision)
+            return cautious(found, self.deviations)
 
         return scores
 
     def model(self, device: str) -> RewardModel:
-        """The reward model itself, for a critic to begin with."""
+        """The reward model itself (an ensemble's first member), for a critic to begin with."""
         from pipelines.models.reward import load_reward
 
         return load_reward(self.folder, self.sft, device)

@@ -179,6 +179,7 @@ def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[st
 
 def _padded(rows: Sequence[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:
     """Rows of [length] as one [B, T], 0 on padding."""
-    padded_BT = torch.zeros(mask_BT.shape)
-    padded_BT[mask_BT.bool()] = torch.cat(list(rows))
+    values = torch.cat(list(rows))
+    padded_BT = torch.zeros(mask_BT.shape, dtype=values.dtype)
+    padded_BT[mask_BT.bool()] = values
     return padded_BT

@@ -8,7 +8,19 @@ import torch
 from pipelines.config import Training
 from pipelines.errors import ConfigurationError, DataError
 from pipelines.models.adapters import add_adapter
-from pipelines.models.reward import RewardModel, collate, load_reward, new_reward, pool, save_reward, score
+from pipelines.models.reward import (
+    RewardModel,
+    cautious,
+    collate,
+    load_members,
+    load_reward,
+    member_folder,
+    new_reward,
+    pool,
+    save_reward,
+    score,
+    score_members,
+)
 from tests import small
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
@@ -85,6 +97,21 @@ def test_the_lower_layers_alone_score_the_same_after_loading(tmp_path: Path) -> 
     assert score(again, PROMPTS, ANSWERS, 4, "float32") == score(model, PROMPTS, ANSWERS, 4, "float32")
     with pytest.raises(ConfigurationError, match="the model has 2 layers to name"):
         new_reward(tmp_path / "sft", "mean", layers=3)
+
+
+def test_an_ensemble_is_its_members_and_cautious_where_they_disagree(tmp_path: Path) -> None:
+    """Scores 1 and 3: mean 2, standard deviation 1, so 2 - 0.5 * 1 = 1.5; members that agree lose nothing."""
+    assert cautious(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), 0.5) == [1.5, 4.0]
+    sft = small.model_folder(tmp_path / "sft")
+    for member in range(3):
+        model = new_reward(sft, "mean", layers=1)
+        torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(member))
+        save_reward(model, member_folder(tmp_path / "reward", member))
+    members = load_members(tmp_path / "reward", sft)
+    scores = score_members(members, PROMPTS, ANSWERS, 4, "float32")
+    assert scores.shape == (3, len(PROMPTS))
+    assert scores[2].tolist() == score(members[2], PROMPTS, ANSWERS, 4, "float32")
+    assert (scores.std(0) > 0).all()
 
 
 def test_a_missing_reward_model_is_named(tmp_path: Path) -> None:

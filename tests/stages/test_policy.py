@@ -1,5 +1,6 @@
 """The policy stage: both methods on a small model through their own inputs, files as the next stages read them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,36 @@ def _context(root: Path, entry: dict[str, Any]) -> Context:
     scratch = root / "run"
     scratch.mkdir()
     return Context("policy@mine", Params.model_validate(params), root, scratch, Journal(None), Here(1))
+
+
+def test_a_sum_of_rewards_is_logged_term_by_term(root: Path) -> None:
+    """The reward model, the lexicon and a function of the project; the score is their weighted sum."""
+    terms = [
+        {"kind": "model", "deviations": 1.0},
+        {"kind": "lexicon", "weight": 2.0},
+        {"kind": "callable", "callable": "tests.stages.test_policy:length", "weight": -0.5},
+    ]
+    policy.run(_context(root, PPO | {"rewards": terms, "length_penalty": 0.1}))
+    history = read_table(root / "run/outs/artifacts/policies/mine/history.parquet")
+    parts = history["reward/model"] + 2.0 * history["reward/lexicon"] - 0.5 * history["reward/length"]
+    assert history["objective/scores"].tolist() == pytest.approx(parts.tolist(), abs=1e-5)
+    assert history["reward/length"].gt(0).all()
+
+
+def test_rules_alone_need_no_reward_model(root: Path) -> None:
+    rule = {"rewards": [{"kind": "callable", "callable": "tests.stages.test_policy:length"}]}
+    with pytest.raises(ConfigurationError, match=r"learns from artifacts/prepared/prompts.parquet"):
+        policy.run(_context(root, PPO | rule))
+    shutil.rmtree(root / "artifacts" / "reward")
+    shutil.rmtree(root / "run")
+    policy.run(_context(root, PPO | rule | {"learns_from": "artifacts/prepared/prompts.parquet"}))
+    history = read_table(root / "run/outs/artifacts/policies/mine/history.parquet")
+    assert not [name for name in history if name.startswith("reward/")]
+
+
+def length(prompts: list[str], answers: list[str]) -> list[float]:
+    """A rule: characters."""
+    return [float(len(answer)) for answer in answers]
 
 
 @pytest.mark.parametrize(("entry", "column"), [(DPO, "rewards/margins"), (PPO, "objective/kl")])
