@@ -248,7 +248,8 @@ class Ppo(Policy):
     (``reference``), or by what was seen so far (``running``). ``length_penalty`` is then taken off for every token,
     ``missing_eos_penalty`` off an answer that was cut. A2C is estimator gae with one epoch and ``cliprange`` 0. The critic
     (estimator gae) is a value head on the policy's trunk (``shared``: no second model) or a model of its own that begins
-    as the reward model (``reward``).
+    as the reward model (``reward``). The reference, to which KL is measured, becomes the policy as it is after every
+    ``reference_refresh_steps`` steps (0 = it stays the SFT model).
     """
 
     method: Literal["ppo"]
@@ -263,6 +264,7 @@ class Ppo(Policy):
     cliprange: Annotated[float, Field(ge=0.0)] = 0.2
     cliprange_value: Annotated[float, Field(ge=0.0)] = 0.2
     vf_coef: Positive = 0.1
+    reference_refresh_steps: Annotated[int, Field(ge=0)] = 0
     critic: Literal["shared", "reward"] = "shared"
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     beta: Annotated[float, Field(ge=0.0)] = 0.05

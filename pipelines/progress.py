@@ -11,14 +11,14 @@ LINE = re.compile(
 )
 
 
-def line_of(name: str, entry: dict[str, Any], first: tuple[float, int], now: float, key_metric: str) -> str:
+def line_of(name: str, entry: dict[str, Any], first: tuple[float, int], now: float, key_metrics: tuple[str, ...]) -> str:
     """``sft  12/48  25 %  1.9 step/s  0:19 left  loss 2.31``; the rate counts from the first step seen."""
     step, total = entry["step"], max(entry["total"], 1)
     seconds = now - first[0]
     rate = (step - first[1]) / seconds if step > first[1] and seconds >= 0.1 else 0.0
     left = clock((total - step) / rate) if rate else "-:--"
     metrics = entry["metrics"]
-    metric = key_metric if key_metric in metrics else next(iter(metrics), "")
+    metric = next((name for name in (*key_metrics, *metrics) if name in metrics), "")
     shown = f"  {metric} {metrics[metric]:.4g}" if metric else ""
     note = f"  {entry['note']}" if entry["note"] else ""
     return f"{name}  {step}/{total}  {100 * step // total:3d} %  {rate:.2f} step/s  {left} left{shown}{note}"

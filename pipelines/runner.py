@@ -110,7 +110,7 @@ def _run(name: str, root: Path) -> None:
     journal = scratch / "timings.jsonl"
     tracker = tracking.open_stage(root, name, scratch, inputs.params, inputs.hashes, source=_source_of(params))
     try:
-        with _followed(journal, name, stage.key_metric, tracker), cluster.connect(params.runtime, journal) as rays:
+        with _followed(journal, name, stage.key_metrics, tracker), cluster.connect(params.runtime, journal) as rays:
             module = importlib.import_module(f"pipelines.stages.{stage.module}")
             context = Context(name, params, root, scratch, Journal(journal), rays)
             metrics: dict[str, float] = module.run(context)
@@ -123,9 +123,9 @@ def _run(name: str, root: Path) -> None:
         raise
     _tidy(scratch, root / ".runs" / name)
     _remember(root / ".runs" / name / "last.json", time.monotonic() - started, root, outs)
-    shown = metrics.get(stage.key_metric)
+    watched = next((name for name in stage.key_metrics if name in metrics), "")
     print(f"{name}  done in {time.monotonic() - started:.1f} s"
-          + (f"  {stage.key_metric} {shown:.4g}" if shown is not None else ""), flush=True)  # fmt: skip
+          + (f"  {watched} {metrics[watched]:.4g}" if watched else ""), flush=True)  # fmt: skip
 
 
 def fingerprint(name: str, root: Path) -> Inputs:
@@ -183,7 +183,7 @@ def _check_disk(name: str, root: Path, inputs: Inputs) -> None:
 
 
 @contextmanager
-def _followed(journal: Path, name: str, key_metric: str, tracker: Tracker) -> Iterator[None]:
+def _followed(journal: Path, name: str, key_metrics: tuple[str, ...], tracker: Tracker) -> Iterator[None]:
     """Follow the journal from a thread: a progress line every two seconds, everything to the tracker."""
     done = threading.Event()
 
@@ -199,7 +199,7 @@ def _followed(journal: Path, name: str, key_metric: str, tracker: Tracker) -> It
                 if now - shown >= 2.0 or last_round or any(line["note"] for line in lines):
                     noted = [line for line in lines[:-1] if line["note"]]
                     for line in [*noted, lines[-1]]:
-                        print(line_of(name, line, first, now, key_metric), flush=True)
+                        print(line_of(name, line, first, now, key_metrics), flush=True)
                     shown = now
             if last_round:
                 return

@@ -12,20 +12,21 @@ class Stage:
 
     module: str
     title: str
-    key_metric: str
+    key_metrics: tuple[str, ...]
+    """The number to watch: the first of these that the stage reports."""
     resumable: bool
 
 
 STAGES: dict[str, Stage] = {
-    "prepare": Stage("prepare", "demonstrations, prompts and preferences from the source", "demonstrations", False),
-    "base": Stage("base", "the base model as safetensors", "parameters", True),
-    "sft": Stage("sft", "supervised fine-tuning", "eval_loss", True),
-    "preferences": Stage("preferences", "answers of the SFT model, labelled by the judge", "pairs", False),
-    "reward": Stage("reward", "Bradley-Terry reward model", "pair_accuracy", True),
-    "policy": Stage("policy", "a policy that learns from the preferences", "objective/scores", True),
-    "evaluate_sft": Stage("evaluate", "the SFT model on held-out prompts", "gold_mean", False),
-    "evaluate": Stage("evaluate", "a policy on held-out prompts, against the SFT model", "win_rate", False),
-    "report": Stage("report", "one page that shows it all", "policies", False),
+    "prepare": Stage("prepare", "demonstrations, prompts and preferences from the source", ("demonstrations",), False),
+    "base": Stage("base", "the base model as safetensors", ("parameters",), True),
+    "sft": Stage("sft", "supervised fine-tuning", ("eval_loss",), True),
+    "preferences": Stage("preferences", "answers of the SFT model, labelled by the judge", ("pairs",), False),
+    "reward": Stage("reward", "Bradley-Terry reward model", ("pair_accuracy",), True),
+    "policy": Stage("policy", "a policy that learns from the preferences", ("objective/scores", "eval_rewards/accuracies"), True),
+    "evaluate_sft": Stage("evaluate", "the SFT model on held-out prompts", ("gold_mean",), False),
+    "evaluate": Stage("evaluate", "a policy on held-out prompts, against the SFT model", ("win_rate",), False),
+    "report": Stage("report", "one page that shows it all", ("policies",), False),
 }
 
 

@@ -31,6 +31,9 @@ from pipelines.models.policy import (
 )
 from pipelines.models.reward import RewardModel
 
+POLICY, REFERENCE = "default", "reference"
+"""Names of adapters."""
+
 
 @dataclass
 class Learner:
@@ -38,7 +41,7 @@ class Learner:
 
     policy: Any
     reference: Any
-    """A frozen copy, or None: then it is the policy without its adapter."""
+    """A frozen copy, or None: then it is the policy without its adapter, or with the frozen adapter ``REFERENCE``."""
     critic: Any
     """The critic's own trunk, which began as the reward model's; None: the value head sits on the policy's trunk."""
     value_head: torch.nn.Linear | None
@@ -108,16 +111,39 @@ class Learner:
     def _reference(self) -> Iterator[Any]:
         if self.reference is not None:
             yield self.reference
+        elif REFERENCE in self.policy.peft_config:
+            self.policy.set_adapter(REFERENCE)
+            try:
+                yield self.policy
+            finally:
+                self.policy.set_adapter(POLICY)
         else:
             with self.policy.disable_adapter():
                 yield self.policy
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the trained weights and the optimiser's state."""
-        weights = {name: p.detach().cpu().clone() for name, p in self.named().items()}
-        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+    def reference_state(self) -> dict[str, torch.Tensor]:
+        """The reference's own weights, by name, where it can be refreshed; else nothing."""
+        if not self.params.reference_refresh_steps:
+            return {}
+        if self.reference is not None:
+            return self.reference.state_dict()
+        return {name: p for name, p in self.policy.named_parameters() if f".{REFERENCE}." in name}
 
-    def restore(self, weights: dict[str, torch.Tensor], optimizer: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """The reference becomes the policy as it is now."""
+        source = self.policy.state_dict()
+        for name, weight in self.reference_state().items():
+            weight.copy_(source[name.replace(f".{REFERENCE}.", f".{POLICY}.")])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the trained weights, the optimiser's state, and a reference that was refreshed."""
+        weights, reference = (
+            {name: p.detach().cpu().clone() for name, p in named.items()} for named in (self.named(), self.reference_state())
+        )
+        return {"weights": weights, "optimizer": self.optimizer.state_dict(), "reference": reference}
+
+    def restore(self, weights: dict[str, torch.Tensor], optimizer: dict[str, Any], reference: dict[str, torch.Tensor]) -> None:
         """Put back what ``state`` gave."""
         named = self.named()
         if named.keys() != weights.keys():
@@ -125,6 +151,8 @@ class Learner:
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(weights[name])
+            for name, weight in self.reference_state().items():
+                weight.copy_(reference[name])
         self.optimizer.load_state_dict(optimizer)
 
 
@@ -138,6 +166,9 @@ def make_learner(model: Any, params: Ppo, seed: int, reward: RewardModel | None 
     torch.manual_seed(seed)
     reference = copy.deepcopy(model).requires_grad_(False).eval() if params.adapter == "none" else None
     policy = add_adapter(model, params).eval()
+    if params.reference_refresh_steps and reference is None:
+        policy.add_adapter(REFERENCE, policy.peft_config[POLICY])
+        policy.set_adapter(POLICY)
     critic = add_adapter(merge(reward.trunk), params).eval() if reward is not None else None
     for frozen in (policy, reference, critic):
         if frozen is not None:

@@ -21,7 +21,7 @@ from pipelines.training.learner import learning_rate
 from pipelines.training.results import write_results
 from pipelines.training.rewards import Row
 from pipelines.training.rollout import NonFinite, advantages_of, final_scores, objectives, roll_out, score
-from pipelines.training.run import Job, Run, begin, keep, recovered
+from pipelines.training.run import Job, Run, begin, keep, note_rollout, recovered
 from pipelines.training.update import update
 
 __all__ = ["Job", "train"]
@@ -57,6 +57,7 @@ def one_step(run: Run, step: int) -> None:
     with timed(timings, "seconds/rollout"):
         ids = (run.tokenizer.eos_token_id, run.tokenizer.pad_token_id)
         rollout = roll_out(learner, prompts, first_row, ids, job.seed, step)
+    note_rollout(run, step)
 
     # 2. score
     with timed(timings, "seconds/score"):
@@ -72,12 +73,14 @@ def one_step(run: Run, step: int) -> None:
     with timed(timings, "seconds/update"):
         row |= update(learner, rollout, advantages_BT, returns_BT, answers, job.seed, step)
 
-    # 5. log, and set the price of KL for the next step
+    # 5. log, and set the price of KL and what it is measured to for the next step
     row |= {"beta": progress.beta, "learning_rate": rate, "skipped": float(len(progress.left_out))}
     progress.history.append(row)
     if job.params.kl_target:
         kl, target, horizon = row["objective/kl"], job.params.kl_target, job.params.kl_horizon
         progress.beta = adapted_beta(progress.beta, kl, target, answers, horizon)
+    if job.params.reference_refresh_steps and step % job.params.reference_refresh_steps == 0:
+        learner.refresh_reference()
     timings["tokens_per_second"] = answers * row["tokens/response_length"] / sum(timings.values())
     timings["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     run.worker.journal.log(step, job.params.steps, {k: v for k, v in row.items() if k != "step"}, timings)

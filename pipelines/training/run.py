@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def begin(job: Job, worker: Worker) -> Run:
     found = checkpoints.newest(folder(job), warn=lambda note: worker.journal.log(0, job.params.steps, note=note))
     if found is not None:
         step, states = found
-        learner.restore(states["learner"]["weights"], states["learner"]["optimizer"])
+        learner.restore(**states["learner"])
         kept = states["progress"]
         progress = Progress(step, kept["beta"], Normaliser(**kept["normaliser"]), kept["history"], kept["left_out"])
         torch.set_rng_state(states["random"])
@@ -108,6 +109,17 @@ def keep(run: Run) -> None:
             checkpoints.save(folder(job), step, states)
     if due:
         barrier()
+
+
+def note_rollout(run: Run, step: int) -> None:
+    """Append to ``rollouts.jsonl`` (beside the timings) what the step's answers were sampled with; rank 0 alone."""
+    job = run.job
+    if run.worker.rank == 0:
+        version = step - 1  # optimiser updates of the policy that sampled, in steps
+        sampling = {"policy_version": version, "seed": job.seed, **job.params.generation.model_dump()}
+        job.scratch.mkdir(parents=True, exist_ok=True)
+        with (job.scratch / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **sampling}) + "\n")
 
 
 def recovered(run: Run, step: int, fault: NonFinite) -> Run:

@@ -84,6 +84,9 @@ def test_results_are_whole(sft: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"seconds/rollout", "seconds/score", "seconds/update", "tokens_per_second"} <= set(lines[0]["timings"])
     assert json.loads((task.out / "metrics.json").read_text())["steps"] == 6
+    rollouts = [json.loads(line) for line in (task.scratch / "rollouts.jsonl").read_text().splitlines()]
+    assert [line["policy_version"] for line in rollouts] == [0, 1, 2, 3, 4, 5]
+    assert (rollouts[0]["seed"], rollouts[0]["temperature"], rollouts[0]["max_new_tokens"]) == (5, 1.0, 6)
     snapshots = sorted(path.name for path in (task.out / "snapshots").iterdir())
     assert snapshots == ["step-000003", "step-000006"]
     last = load_file(task.out / "snapshots" / "step-000006" / "adapter_model.safetensors")
@@ -144,6 +147,17 @@ def test_critic_warm_up_moves_only_the_value_head(sft: Path, tmp_path: Path) -> 
     found = weights(task)
     assert all(not weight.any() for name, weight in found.items() if "lora_B" in name)
     assert found["value_head.weight"].any()
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_refreshed_reference_is_the_policy_of_that_moment(sft: Path, tmp_path: Path, adapter: str) -> None:
+    """Refreshed after steps 2 and 4: KL is 0 when the steps 1, 3 and 5 are sampled, and only then."""
+    task = job(sft, tmp_path, params(reference_refresh_steps=2, adapter=adapter, learning_rate=1e-2))
+    alone(task)
+    kl = history(task)["objective/kl_k3"]
+    assert kl[[0, 2, 4]].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
+    assert kl[[1, 3, 5]].min() > 1e-6
+    assert {name for name in weights(task) if "reference" in name} == set()
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])

@@ -31,14 +31,14 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The uninterrupted run: adaptive beta and running normalisation, so that their state matters."""
+    """The uninterrupted run: adaptive beta, running normalisation and a refreshed reference, so that their state matters."""
     task = job(sft, tmp_path_factory.mktemp("whole"), stateful())
     alone(task)
     return task
 
 
 def stateful() -> onpolicy.Ppo:
-    return params(kl_target=0.01, kl_horizon=50, normalise_scores="running", snapshot_every=2)
+    return params(kl_target=0.01, kl_horizon=50, normalise_scores="running", snapshot_every=2, reference_refresh_steps=3)
 
 
 def in_own_process(task: Job, place: Path, rank: int = 0, world_size: int = 1) -> subprocess.Popen:
