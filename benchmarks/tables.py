@@ -108,8 +108,27 @@ def orchestration() -> str:
     return "\n".join(rows) + f"\n\n{_provenance(results[-1])}\n"
 
 
+def ppo() -> str:
+    """Our PPO against TRL's, a row a case."""
+    result = _load("ppo")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = [f"| case | ours (episodes/s) | {result['peer']} (episodes/s) | times its speed | ours (GB) | peer (GB) "
+            "| of its memory | outside the phases |", "|" + "---|" * 8]  # fmt: skip
+    for name, case in result["cases"].items():
+        rate, memory = case["episodes_per_second"], case["peak_rss_bytes"]
+        steps = [(wall, sum(phases.values())) for run in case["runs"]["ours"]
+                 for wall, phases in zip(run["seconds"][1:], run["phases"][1:], strict=True)]  # fmt: skip
+        rest = 1.0 - sum(inside for _, inside in steps) / sum(wall for wall, _ in steps)
+        rows.append(
+            f"| {name} | {rate['ours']:.2f} | {rate['peer']:.2f} | **{case['speed']:.2f}** | {memory['ours'] / 1e9:.2f} "
+            f"| {memory['peer'] / 1e9:.2f} | **{case['memory']:.2f}** | {rest:.1%} |"
+        )
+    return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
-TABLES = {"seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration}
+TABLES = {"seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo}
 
 
 def _load(name: str) -> dict[str, Any] | None:
