@@ -55,7 +55,7 @@ def sample(
     greedy: bool = False,
 ) -> Answers:
     """Answer every prompt; row i draws from ``seeds[i]`` alone. Prompts of like length share a batch."""
-    _check_prompts(model, prompts, generation)
+    check_prompts(model, prompts, generation)
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
@@ -204,7 +204,7 @@ def _uniforms(seeds: Sequence[int], tokens: int) -> torch.Tensor:
     return torch.stack(rows) if rows else torch.empty(0, tokens, dtype=torch.float64)
 
 
-def _check_prompts(model: Any, prompts: Sequence[Sequence[int]], generation: Generation) -> None:
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]], generation: Generation) -> None:
     """Refuse an empty prompt and one that leaves no room for an answer in the model's context."""
     context = getattr(causal_lm(model).config, "max_position_embeddings", None)
     for row, prompt in enumerate(prompts):

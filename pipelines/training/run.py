@@ -12,6 +12,7 @@ import torch
 from pipelines.config import Ppo
 from pipelines.context import Worker, seed_for
 from pipelines.errors import ConfigurationError, PrefloopError
+from pipelines.models.generation import check_prompts
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import RewardModel
 from pipelines.training import checkpoints
@@ -70,7 +71,9 @@ def begin(job: Job, worker: Worker) -> Run:
     tokenizer = load_tokenizer(job.sft)
     critic = _critic(job, worker.device)
     seed = seed_for(job.seed, "adapter") % 2**31
-    learner = make_learner(load_causal_lm(job.sft, worker.device), job.params, seed, critic)
+    model = load_causal_lm(job.sft, worker.device)
+    check_prompts(model, job.prompts, job.params.generation)  # all of them now, not each in its step
+    learner = make_learner(model, job.params, seed, critic)
     rewards = open_terms(job.rewards, tokenizer, worker.device)
     for term in rewards:  # a reward that raises or returns something else does so before training
         term.score(job.prompts[:1], [[tokenizer.eos_token_id]], [True])

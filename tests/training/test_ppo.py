@@ -234,6 +234,14 @@ def test_running_moments_are_those_of_all_scores() -> None:
     torch.testing.assert_close(normaliser.applied(torch.tensor([4.0, 14.0])), torch.tensor([0.0, 10.0**0.5]))
 
 
+def test_a_prompt_that_is_too_long_is_named_before_training(sft: Path, tmp_path: Path) -> None:
+    """The context has 32 tokens, an answer 6; the prompt would only come in a later step."""
+    long = job(sft, tmp_path, prompts=[[4]] * 60 + [[5] * 27])
+    with pytest.raises(DataError, match="prompt 60 has 27 tokens.*context of 32"):
+        alone(long)
+    assert not (tmp_path / "scratch").exists()
+
+
 @dataclass(frozen=True)
 class Returns:
     """A reward that returns ``value`` whatever it is asked."""
