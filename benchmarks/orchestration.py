@@ -1,9 +1,10 @@
 """What Prefect, DVC, Ray and MLflow cost together: the current recipe through the flow, and bare in one process.
 
-    python benchmarks/orchestration.py [--repeats 1]
+    python benchmarks/orchestration.py [--seed 1]
 
-Both sides run in fresh clones of HEAD with the current params.yaml, one after the other, the order alternating, nothing cached.
-Each side's seconds are recorded stage by stage as well, the flow's memory and outputs too: the budget of a run.
+The flow is ``prefloop run --seeds SEED --force`` (every stage runs, in the seed's worktree), the bare process runs in a fresh
+clone of HEAD; both with the current params.yaml and that seed, one after the other. Each side's seconds are recorded stage by
+stage as well, the flow's memory and outputs too: the budget of a run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,32 +56,22 @@ for name in names:
 
 
 def main() -> None:
-    """Measure both sides and record the ratio of the medians."""
+    """Measure both sides and record their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=1)
-    repeats = parser.parse_args().repeats
-    prefloop = str(Path(sys.executable).with_name("prefloop"))
-    sides = {"bare": [sys.executable, "-c", BARE], "flow": [prefloop, "run"]}
-    seconds: dict[str, list[float]] = {"bare": [], "flow": []}
-    stages: dict[str, list[dict[str, Any]]] = {"bare": [], "flow": []}
-    for repeat in range(repeats):
-        for side in sorted(sides, reverse=bool(repeat % 2)):
-            whole, by_stage = measure(sides[side])
-            seconds[side].append(whole)
-            stages[side].append(by_stage)
-            print(f"{side}: {seconds[side][-1]:.1f} s", flush=True)
-    ratio = statistics.median(seconds["flow"]) / statistics.median(seconds["bare"])
-    recipe = next((path.stem for path in (ROOT / "recipes").glob("*.yaml") if same(path)), "params.yaml")
-    save(
-        f"orchestration_{recipe}",
-        {
-            **facts(f"python benchmarks/orchestration.py --repeats {repeats}"),
-            "recipe": recipe,
-            "seconds": seconds,
-            "stages": stages,
-            "ratio": ratio,
-        },
+    parser.add_argument("--seed", type=int, default=1)
+    seed = parser.parse_args().seed
+    started = time.monotonic()
+    subprocess.run(
+        [str(Path(sys.executable).with_name("prefloop")), "run", "--seeds", str(seed), "--force"], cwd=ROOT, check=True
     )
+    seconds = {"flow": time.monotonic() - started}
+    worktree = ROOT / ".runs" / "worktrees" / f"seed-{seed}"
+    stages = {"flow": stages_of(worktree)}
+    seconds["bare"], stages["bare"] = bare(worktree)
+    print(f"flow {seconds['flow']:.1f} s, bare {seconds['bare']:.1f} s", flush=True)
+    recipe = next((path.stem for path in (ROOT / "recipes").glob("*.yaml") if same(path)), "params.yaml")
+    result = {"recipe": recipe, "seed": seed, "seconds": seconds, "stages": stages, "ratio": seconds["flow"] / seconds["bare"]}
+    save(f"orchestration_{recipe}", {**facts(f"python benchmarks/orchestration.py --seed {seed}"), **result})
 
 
 def same(recipe: Path) -> bool:
@@ -89,17 +79,20 @@ def same(recipe: Path) -> bool:
     return recipe.read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
-def measure(command: list[str]) -> tuple[float, dict[str, Any]]:
-    """Seconds of ``command`` in a fresh clone, and what each stage left in ``.runs/STAGE/last.json``."""
+def bare(worktree: Path) -> tuple[float, dict[str, Any]]:
+    """Seconds of the stage functions in one process, in a fresh clone with the worktree's params.yaml; and of each stage."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        shutil.copy(ROOT / "params.yaml", clone / "params.yaml")
-        environment = {**os.environ, "PYTHONPATH": str(clone)}
+        shutil.copy(worktree / "params.yaml", clone / "params.yaml")
         started = time.monotonic()
-        subprocess.run(command, cwd=clone, env=environment, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - started
-        return seconds, {path.parent.name: json.loads(path.read_text()) for path in sorted(clone.glob(".runs/*/last.json"))}
+        subprocess.run([sys.executable, "-c", BARE], cwd=clone, env={**os.environ, "PYTHONPATH": str(clone)}, check=True)
+        return time.monotonic() - started, stages_of(clone)
+
+
+def stages_of(folder: Path) -> dict[str, Any]:
+    """What each stage left in ``.runs/STAGE/last.json``."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(".runs/*/last.json"))}
 
 
 if __name__ == "__main__":

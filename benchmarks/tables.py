@@ -76,18 +76,17 @@ def default_run() -> str:
 
 
 def budget() -> str:
-    """The default recipe stage by stage: seconds bare and in the flow (medians over repeats), share, memory, output."""
+    """The default recipe stage by stage: seconds bare and in the flow, share, memory, output."""
     result = _load("orchestration_shakespeare")
     if result is None:
         return "Not measured yet.\n"
-    bare, flow = result["stages"]["bare"], result["stages"]["flow"]
-    names = [name for name in ORDER if name in flow[0]] + sorted(set(flow[0]) - set(ORDER))
-    bare_s, flow_s = ({name: statistics.median(run[name]["seconds"] for run in runs) for name in names} for runs in (bare, flow))
+    flow = result["stages"]["flow"]
+    names = [name for name in ORDER if name in flow] + sorted(set(flow) - set(ORDER))
+    bare_s, flow_s = ({name: result["stages"][side][name]["seconds"] for name in names} for side in ("bare", "flow"))
     total = sum(flow_s.values())
     rows = ["| stage | bare (s) | in the flow (s) | share | peak memory (GB) | output (MB) |", "|" + "---|" * 6]
     for name in names:
-        memory = max(run[name]["peak_rss_bytes"] for run in flow) / 1e9
-        size = statistics.median(run[name]["out_bytes"] for run in flow) / 1e6
+        memory, size = flow[name]["peak_rss_bytes"] / 1e9, flow[name]["out_bytes"] / 1e6
         rows.append(
             f"| {name} | {bare_s[name]:.0f} | {flow_s[name]:.0f} | {flow_s[name] / total:.0%} | {memory:.2f} | {size:.1f} |"
         )
@@ -103,7 +102,7 @@ def orchestration() -> str:
     if not results:
         return "Not measured yet.\n"
     for result in results:
-        bare, flow = (statistics.median(result["seconds"][side]) for side in ("bare", "flow"))
+        bare, flow = result["seconds"]["bare"], result["seconds"]["flow"]
         rows.append(f"| {result['recipe']} | {bare:.0f} | {flow:.0f} | {result['ratio']:.3f} |")
     return "\n".join(rows) + f"\n\n{_provenance(results[-1])}\n"
 
