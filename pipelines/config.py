@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
 from pipelines.errors import ConfigurationError
 
 PARAMS = Path("params.yaml")
@@ -397,6 +398,10 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     runtime: Runtime = Runtime()
+    registry: Registry = Registry()
+    promotion: Promotion = Promotion()
+    retrain: Retrain = Retrain()
+    monitor: Monitor = Monitor()
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:

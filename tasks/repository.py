@@ -81,6 +81,18 @@ def explained(error: Exception, root: Path) -> PrefloopError:
     return ConfigurationError(f"dvc: {_flat(str(error))}")
 
 
+def git(root: Path, *arguments: str) -> str:
+    """Run git; its complaint becomes an EnvironmentFault of one line."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise EnvironmentFault("git: not found; install it") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise EnvironmentFault(f"git {arguments[0]}: {said or f'ended with {done.returncode}'}")
+    return done.stdout.strip()
+
+
 def share_cache(root: Path, worktree: Path) -> None:
     """Let a worktree use this project's DVC cache, linked rather than copied, and this machine's other DVC settings."""
     from dvc.repo import Repo
