@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -16,14 +17,15 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+COMMANDS = ("generate", "challenge", "observe")
+"""Modules of this package with ``main(arguments, root)``."""
+
 
 def main() -> int:
-    """Run the stage that the command line names; ``generate`` tries a model instead."""
-    if sys.argv[1:2] == ["generate"]:
+    """Run the stage that the command line names; or what is no stage: ``generate`` tries a model, and so on."""
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-        from pipelines import generate
-
-        return generate.main(sys.argv[2:], Path.cwd())
+        return int(importlib.import_module(f"pipelines.{sys.argv[1]}").main(sys.argv[2:], Path.cwd()))
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr)
         return 0 if "--help" in sys.argv or "-h" in sys.argv else 3

@@ -160,6 +160,19 @@ def pull(office: Office, version: Version, to: Path) -> Path:
     return to
 
 
+def verified(office: Office, version: Version) -> list[str]:
+    """The files of a version that are not as registered; empty when its manifest holds."""
+    try:
+        files = manifest_of(office, version)
+        with tempfile.TemporaryDirectory(prefix="prefloop-") as name:
+            if not version.copied:
+                pull(office, version, Path(name) / "pulled")
+                return []
+            return card.differing(office.registry.located(version, Path(name)), files)
+    except DataError as error:
+        return [str(error)]
+
+
 def _from_dvc(root: Path, version: Version, to: Path) -> None:
     """Fetch the weights from this project's DVC cache, or its remote, at the version's tag."""
     from dvc.exceptions import DvcException

@@ -129,6 +129,14 @@ class Registry:
         to.mkdir(parents=True, exist_ok=True)
         return Path(self.client.download_artifacts(version.run, f"{FOLDER}/{path}".rstrip("/"), str(to)))
 
+    def located(self, version: Version, spare: Path) -> Path:
+        """Where a version's files can be read: in place where the store is on this machine, else fetched below ``spare``."""
+        from mlflow.artifacts import download_artifacts
+
+        if version.source.startswith(("file:", "/")):
+            return Path(download_artifacts(artifact_uri=version.source))
+        return self.fetch(version, spare)
+
     def read(self, version: Version, file: str) -> bytes:
         """One small file that was registered with a version (``manifest.json``, ``lineage.json``)."""
         with tempfile.TemporaryDirectory(prefix="prefloop-") as folder:
