@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from flows import promotion_commands
 from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=1)
     generate.add_argument("prompt", metavar="PROMPT")
     generate.set_defaults(action=do_generate)
+
+    promotion_commands.add(commands)
     return top
 
 

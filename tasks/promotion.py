@@ -122,7 +122,9 @@ def answer(office: Office, version: Version, approved: bool, reason: str, who: s
     if not reason.strip():
         raise ConfigurationError("--reason: say why; the ledger keeps it")
     entries = office.ledger.entries(office.name)
-    waiting = [entry for entry in entries if entry.kind == "decision" and entry.version == version.number and entry.body["passed"]]
+    waiting = [
+        entry for entry in entries if entry.kind == "decision" and entry.version == version.number and entry.body["passed"]
+    ]
     if not waiting:
         raise ConfigurationError(f"{version.uri}: no decision waits for approval; `prefloop promote {version.number}` makes one")
     decision = waiting[-1]
@@ -137,7 +139,9 @@ def answer(office: Office, version: Version, approved: bool, reason: str, who: s
             "evidence": decision.hash}  # fmt: skip
     given = office.ledger.append(office.name, "approval", version.number, body, f"approval:{decision.number}")
     if given.body["approved"] != approved:
-        raise Lost(f"{version.uri}: {given.body['who']} has answered already (ledger entry {given.number}): {given.body['reason']}")
+        raise Lost(
+            f"{version.uri}: {given.body['who']} has answered already (ledger entry {given.number}): {given.body['reason']}"
+        )
     return given, enact(office, decision, given) if approved else None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -26,10 +24,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def project(built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of it; its artifacts, store and ledger are its own."""
-    folder = tmp_path / "project"
-    shutil.copytree(built.folder, folder, symlinks=True)
-    with sqlite3.connect(folder / "mlflow.db") as store:  # the experiment's place is absolute
-        store.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'prefloop'", ((folder / "mlruns").as_uri(),))
+    folder = house.copy(built.folder, tmp_path / "project")
     for name in ("MLFLOW_TRACKING_URI", "PREFLOOP_LEDGER"):
         monkeypatch.delenv(name, raising=False)
     for variable in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 from tests.evaluation.synthetic import write_run
@@ -44,6 +45,10 @@ evaluate: {}
 report: {}
 runtime:
   threads: 1
+promotion:
+  regressions:
+    eos_rate: 0.15
+    distinct_2: 0.15
 """
 
 
@@ -63,6 +68,15 @@ def build(folder: Path, environment: dict[str, str]) -> Project:
     project.git("commit", "--quiet", "--message", "a project")
     record(project, "candidate 1")
     return project
+
+
+def copy(source: Path, folder: Path) -> Path:
+    """A copy of a project with a store and a ledger of its own."""
+    shutil.copytree(source, folder, symlinks=True)
+    with sqlite3.connect(folder / "mlflow.db") as store:  # the experiment's place is absolute
+        store.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'prefloop'", ((folder / "mlruns").as_uri(),))
+    store.close()
+    return folder
 
 
 def give(project: Project, seed: int, kindness: float = 0.45) -> None:
