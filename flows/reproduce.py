@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from pipelines import config
 from pipelines.adapters.registry import Version
 from pipelines.errors import ConfigurationError, EnvironmentFault
-from tasks import card, locks, processes, registry, repository, worktrees
+from tasks import card, locks, registry, worktrees
 from tasks.registry import Office
 from tasks.repository import git
 
@@ -50,7 +49,7 @@ def reproduce(office: Office, version: Version, params: Path | None = None) -> V
         if params is not None:
             shutil.copy2(params, folder / config.PARAMS)
         settings = config.load(folder / config.PARAMS)
-        _inputs(folder)
+        worktrees.pull_inputs(folder)
         _run(folder, [f"policy@{lineage['policy']}", f"evaluate@{lineage['policy']}"])
         ours = locks.parse((folder / "dvc.lock").read_text(encoding="utf-8"))
         files = card.differing(folder / "artifacts" / "policies" / lineage["policy"] / "model", manifest)
@@ -85,35 +84,11 @@ def _verdict(ours: locks.Lock, lineage: dict[str, Any], files: list[str], compar
     return Verdict(compared, len(theirs), files, stage, causes, elsewhere if stage or files else [])
 
 
-def _inputs(folder: Path) -> None:
-    """What `dvc add` tracks: from the shared cache, else from the remote."""
-    tracked = [name for name in git(folder, "ls-files", "*.dvc").splitlines() if not name.startswith(".dvc/")]
-    for arguments in (["checkout", *tracked], ["pull", *tracked]) if tracked else []:
-        if _dvc(folder, arguments, quiet=True) == 0:
-            return
-    if tracked:
-        raise EnvironmentFault(f"{', '.join(tracked)}: neither DVC's cache nor its remote has the data; ask whoever pushed it")
-
-
 def _run(folder: Path, targets: list[str]) -> None:
-    code = _dvc(folder, ["repro", "--force", "--no-run-cache", "--no-commit", *targets])
+    code = worktrees.run_dvc(folder, ["repro", "--force", "--no-run-cache", "--no-commit", *targets])
     if code == 0:
         return
     left = sorted(folder.glob(".runs/*/error.json"), key=lambda path: path.stat().st_mtime)
     said = json.loads(left[-1].read_text(encoding="utf-8")) if left else {"message": f"DVC ended with {code}", "code": 4}
     fault = ConfigurationError if said["code"] == ConfigurationError.code else EnvironmentFault
     raise fault(f"the reproduction failed: {said['message']}")
-
-
-def _dvc(folder: Path, arguments: list[str], quiet: bool = False) -> int:
-    """DVC in the worktree, with a tracking store of its own: a reproduction leaves no runs behind."""
-    environment = {key: value for key, value in repository.environment(folder).items() if key != "MLFLOW_TRACKING_URI"}
-    output = subprocess.DEVNULL if quiet else None
-    with subprocess.Popen(
-        processes.command("dvc", arguments), cwd=folder, env=environment, stdout=output, stderr=output
-    ) as child:
-        try:
-            return child.wait()
-        except BaseException:
-            child.terminate()
-            raise

@@ -116,7 +116,8 @@ def _of_row(office: Office, lock: locks.Lock, learned: list[str], row: str) -> I
         cached = _cached(office, md5)
         if not cached.exists():
             raise ConfigurationError(
-                f"{path} ({md5[:12]}): not in DVC's cache any more, so its rows cannot be searched; `dvc fetch --all-tags` fetches it"
+                f"{path} ({md5[:12]}): not in DVC's cache any more, so its rows cannot be searched; "
+                "`dvc fetch --all-tags` fetches it"
             )
         table = pq.read_table(cached)
         if "split" in table.column_names:

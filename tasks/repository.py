@@ -102,8 +102,11 @@ def share_cache(root: Path, worktree: Path) -> None:
         shutil.copy2(local, worktree / ".dvc" / "config.local")
     with Repo(str(root)) as repo:
         cache = str(Path(repo.cache.local_cache_dir).resolve())
+        remotes = {name: {"url": str(remote["url"])} for name, remote in repo.config["remote"].items() if "url" in remote}
     with Repo(str(worktree)) as repo, repo.config.edit("local") as settings:
         settings["cache"] = {"dir": cache, "type": ["reflink", "hardlink", "symlink", "copy"]}
+        for name, remote in remotes.items():  # a remote's relative path counts from here, not from the worktree
+            settings["remote"].setdefault(name, {}).update(remote)
 
 
 def _drop_locks_of_the_dead(path: Path) -> None:

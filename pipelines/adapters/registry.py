@@ -124,7 +124,7 @@ class Registry:
     def fetch(self, version: Version, to: Path, path: str = "") -> Path:
         """Copy what MLflow holds of a version (all of it, or one file or folder in it) below ``to``; return where it lies.
 
-        By its run and through this client: MLflow resolves ``models:/...`` with the registry of the process, which may be another.
+        By its run and through this client: MLflow resolves ``models:/...`` with the process's registry, which may be another.
         """
         to.mkdir(parents=True, exist_ok=True)
         return Path(self.client.download_artifacts(version.run, f"{FOLDER}/{path}".rstrip("/"), str(to)))

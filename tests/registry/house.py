@@ -93,8 +93,8 @@ def give(project: Project, seed: int, kindness: float = 0.45) -> None:
 def record(project: Project, message: str) -> None:
     """Run the stages and commit dvc.lock."""
     project.dvc("repro", "--quiet")
-    project.git("add", "dvc.lock", "params.yaml")
-    project.git("commit", "--quiet", "--message", message)
+    project.git("add", "dvc.lock")
+    project.git("commit", "--quiet", "--all", "--message", message)
 
 
 def candidate(project: Project, seed: int, kindness: float = 0.45) -> None:

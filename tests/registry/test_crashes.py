@@ -1,4 +1,4 @@
-"""A process that dies at any point between ledger, alias and tag: the next command makes them agree, and nothing is done twice."""
+"""A process that dies at any point between ledger, alias and tag: the next command makes them agree; nothing is done twice."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_a_changed_parameter_is_named(project: Project) -> None:
     dvc = project.read("dvc.yaml").replace(
         "cp -r given/artifacts/reward/.",
         "grep seed params.yaml > x && mv x artifacts/reward/seed && cp -r given/artifacts/reward/.",
-    )  # noqa: E501
+    )
     project.write("dvc.yaml", dvc)
     house.record(project, "a reward that depends on the seed")
     house.give(project, 2)

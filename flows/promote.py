@@ -1,0 +1,105 @@
+"""The flow ``promote``: register or name a version, compare, judge, ask a person where params.yaml says so, promote or keep.
+
+Started by a deployment it suspends while it waits for the answer (no process, no slot is held); the reviewer answers in
+Prefect's page or with ``prefloop approve``. Started by hand it leaves the question in the ledger and ends.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+
+from tasks import promotion, registry
+from tasks.ledger import Entry
+from tasks.registry import Office
+
+
+class Approval(RunInput):
+    """What Prefect's page asks the reviewer."""
+
+    approve: bool
+    reason: str
+    who: str = ""
+
+
+@flow(name="promote", retries=0, persist_result=False)
+def promote(version: str = "challenger", policy: str = "", root: str = ".") -> dict[str, Any]:
+    """Promote a version (or register ``policy`` first). Returns ``{"outcome", "version", "champion", "decision"}``."""
+    office = registry.opened(Path(root).resolve())
+    chosen = registry.register(office, policy)[0] if policy else office.registry.version(version)
+    return decide(office, chosen)
+
+
+def decide(office: Office, chosen: registry.Version) -> dict[str, Any]:
+    """Compare, judge, ask, promote or keep; show the decision as an artifact of the flow run."""
+    outcome, entry = promotion.promote(office, chosen, str(flow_run.id or ""))
+    decision = decision_of(office, entry)
+    if decision is not None:
+        show(office, decision)
+    if outcome == "waiting" and deployment.id and not flow_run.parent_flow_run_id:
+        outcome = ask(office, chosen, entry)
+    get_run_logger().info("%s: %s", chosen.uri, outcome)
+    return {
+        "outcome": outcome,
+        "version": chosen.number,
+        "champion": office.standing().champion,
+        "decision": decision.number if decision else 0,
+    }
+
+
+def ask(office: Office, chosen: registry.Version, decision: Entry) -> promotion.Outcome:
+    """Suspend until the reviewer has answered; the flow then starts again from its beginning and comes by here."""
+    given = [
+        one for one in office.ledger.entries(office.name) if one.kind == "approval" and one.body["decision"] == decision.number
+    ]
+    if not given:
+        seconds = int(office.params.promotion.approval_hours * 3600)
+        said = suspend_flow_run(wait_for_input=Approval, timeout=max(1, seconds), key=f"decision-{decision.number}")
+        given = [promotion.answer(office, chosen, said.approve, said.reason, said.who or "answered in Prefect's page")[0]]
+    return "promoted" if given[0].body["approved"] else "refused"
+
+
+def resume(decision: Entry, approved: bool, reason: str, who: str) -> bool:
+    """Wake the flow run that waits for an answer which the ledger has by now; False where none waits."""
+    from prefect.exceptions import NotPausedError, ObjectNotFound
+    from prefect.flow_runs import resume_flow_run
+
+    waiting = decision.body.get("flow_run", "")
+    if not waiting or not os.environ.get("PREFECT_API_URL"):
+        return False
+    try:
+        resume_flow_run(waiting, run_input={"approve": approved, "reason": reason, "who": who})
+    except (NotPausedError, ObjectNotFound):
+        return False
+    return True
+
+
+def decision_of(office: Office, entry: Entry) -> Entry | None:
+    """The decision that an entry is, or stands on."""
+    number = entry.number if entry.kind == "decision" else entry.body.get("decision", 0)
+    return next((one for one in office.ledger.entries(office.name) if one.number == number), None)
+
+
+def show(office: Office, decision: Entry) -> None:
+    """The gates as a table in Prefect."""
+    from prefect.artifacts import create_markdown_artifact
+
+    rows = "\n".join(
+        f"| {gate['name']} | {'not measured' if gate['value'] is None else gate['value']} | {gate['bound']} | "
+        f"{'pass' if gate['passed'] else '**FAIL**'} |"
+        for gate in decision.body["gates"]
+    )
+    verdict = "passed" if decision.body["passed"] else "refused"
+    create_markdown_artifact(
+        f"**models:/{office.name}/{decision.version}: {verdict}** (ledger entry {decision.number})\n\n"
+        f"| gate | value | bound | |\n|---|---:|---|---|\n{rows}\n",
+        key="promotion",
+        description=f"models:/{office.name}/{decision.version} against {decision.body['champion'] or 'the SFT model'}",
+    )
