@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flows import promotion_commands
+from flows import loop_commands, promotion_commands
 from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     generate.set_defaults(action=do_generate)
 
     promotion_commands.add(commands)
+    loop_commands.add(commands)
     return top
 
 

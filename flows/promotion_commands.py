@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,11 @@ def do_approve(root: Path, options: argparse.Namespace) -> int:
     office = registry.opened(root)
     version = office.registry.version(options.version)
     given, promoted = promotion.answer(office, version, not options.reject, options.reason)
+    if os.environ.get("PREFECT_API_URL"):  # a flow run may wait for this answer
+        from flows import promote
+
+        decision = next(one for one in office.ledger.entries(office.name) if one.number == given.body["decision"])
+        promote.resume(decision, not options.reject, options.reason, given.body["who"])
     said = f"approved, and the champion (ledger entry {promoted.number})" if promoted else "rejected; the champion stays"
     print(f"{version.uri}: {said}; {given.body['who']}: {given.body['reason']}")
     return 0

@@ -69,8 +69,12 @@ class Retrain(_Section):
 
 
 class Monitor(_Section):
-    """How far served traffic may be from the champion's evaluation before it is an alarm (RELIABILITY, D21 to D24)."""
+    """How far served traffic may be from the champion's evaluation before it is an alarm (``pipelines/evaluation/drift.py``).
 
+    ``log``: where served replies are logged. ``window``: replies that are judged together; each reply is judged once.
+    """
+
+    log: str = "data/served/replies.jsonl"
     window: Annotated[int, Field(ge=500)] = 500
     psi_warning: Ceiling = 0.1
     psi_alarm: Ceiling = 0.25
