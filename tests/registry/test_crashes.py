@@ -65,6 +65,7 @@ def agree(project: Project) -> tuple[str, list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_every_point_converges(project: Project, tmp_path: Path) -> None:
     """Every write of a registration with its promotion, and of a rollback, is once the one before which the process dies."""
     assert die(project, "promote", 10_000) == 0
