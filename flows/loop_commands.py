@@ -24,6 +24,10 @@ def add(commands: Any) -> None:
         action=do_serve
     )
 
+    gc = commands.add_parser("gc", help="free what no version, branch or recipe needs in DVC's cache")
+    gc.add_argument("--dry-run", action="store_true", help="say how much, remove nothing")
+    gc.set_defaults(action=do_gc)
+
 
 def do_retrain(root: Path, options: argparse.Namespace) -> int:
     """Retrain now; exit code 0 whatever became of the challenger."""
@@ -61,6 +65,19 @@ def do_deploy(root: Path, options: argparse.Namespace) -> int:
             "PREFECT_API_URL: not set, so there is nowhere to deploy to; `prefloop serve` starts a server here"
         )
     print("deployed: " + ", ".join(deploy.deploy(root)))
+    return 0
+
+
+def do_gc(root: Path, options: argparse.Namespace) -> int:
+    """Clean up, or say what a clean-up would free."""
+    from flows import environment
+    from tasks import cleaning
+
+    with environment.alone(root):
+        freed = cleaning.collect(root, options.dry_run)
+    word = "would free" if options.dry_run else "freed"
+    print(f"{word} {freed.size / 2**20:.1f} MiB in {freed.objects} objects; kept: versions, branches, worktrees"
+          + (f", recipes {', '.join(freed.recipes)}" if freed.recipes else ""))  # fmt: skip
     return 0
 
 
