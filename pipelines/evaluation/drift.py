@@ -62,7 +62,7 @@ def mmd2(gram: Floats, ours: Any, theirs: Any) -> Any:
         flat = np.reshape(rows, (len(weights), -1))
         np.add.at(weights, (np.arange(len(weights))[:, None], flat), sign / flat.shape[1])
     found = np.einsum("ri,ri->r", weights @ gram, weights)
-    return found.reshape(np.shape(ours)[:-1]) if np.ndim(ours) > 1 else float(found[0])
+    return found.reshape(np.shape(ours)[:-1])
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ def test_mmd_by_hand() -> None:
     """Two points against two: means of the kernel's blocks."""
     gram = drift.kernel(np.array([[0.0], [1.0], [5.0], [6.0]]))
     expected = gram[:2, :2].mean() + gram[2:, 2:].mean() - 2 * gram[:2, 2:].mean()
-    assert drift.mmd2(gram, np.array([0, 1]), np.array([2, 3])) == pytest.approx(expected)
+    assert float(drift.mmd2(gram, np.array([0, 1]), np.array([2, 3]))) == pytest.approx(expected)
     both = drift.mmd2(gram, np.array([[0, 1], [0, 2]]), np.array([[2, 3], [1, 3]]))
     assert both[0] == pytest.approx(expected)
-    assert drift.mmd2(gram, np.array([0, 0]), np.array([0])) == pytest.approx(0.0)
+    assert float(drift.mmd2(gram, np.array([0, 0]), np.array([0]))) == pytest.approx(0.0)
 
 
 def prompts(count: int, rng: np.random.Generator, low: int = 3, high: int = 9) -> list[str]:
