@@ -90,7 +90,7 @@ def serving(root: Path, poll: float = 5.0) -> Iterator[subprocess.Popen[bytes]]:
     """A server with its schedulers (unless one is configured), the deployments, and a worker; yields the worker's process."""
     with ExitStack() as stack:
         if not environment.server_is_configured():
-            stack.enter_context(_server())
+            stack.enter_context(_server(root))
         deploy(root)
         arguments = ["worker", "start", "--pool", POOL, "--type", "process", "--name", "prefloop"]
         extra = {"PREFECT_WORKER_QUERY_SECONDS": str(poll)}
@@ -113,23 +113,41 @@ def variables(root: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _server() -> Iterator[None]:
-    """``prefect server start``: unlike the embedded one it has the scheduler and the automations."""
+def _server(root: Path) -> Iterator[None]:
+    """That of a `make ui` here, or ``prefect server start``: unlike the embedded one these have scheduler and automations.
+
+    Its address is noted for every ``prefloop run`` beside it: two servers on one SQLite file would lock each other out.
+    """
+    if url := environment.pages_of_this_project():
+        with _announced(url):
+            yield
+        return
     port = environment.free_port()
     arguments = ["server", "start", "--host", "127.0.0.1", "--port", str(port), "--analytics-off"]
-    home = Path(os.environ["PREFECT_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
+    note = Path(os.environ["PREFECT_HOME"]) / "ui.url"
+    note.parent.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{port}/api"
-    with _process("server", "prefect", arguments, dict(os.environ), home.parent) as process:
-        os.environ["PREFECT_API_URL"] = url
+    with _process("server", "prefect", arguments, dict(os.environ), root) as process:
+        _wait(process, url)
+        note.write_text(url, encoding="utf-8")
         try:
-            from prefect.context import refresh_global_settings_context
-
-            refresh_global_settings_context()
-            _wait(process, url)
-            yield
+            with _announced(url):
+                yield
         finally:
-            os.environ.pop("PREFECT_API_URL", None)
+            note.unlink(missing_ok=True)
+
+
+@contextmanager
+def _announced(url: str) -> Iterator[None]:
+    """Let this process and its children use a server."""
+    from prefect.context import refresh_global_settings_context
+
+    os.environ["PREFECT_API_URL"] = url
+    refresh_global_settings_context()
+    try:
+        yield
+    finally:
+        os.environ.pop("PREFECT_API_URL", None)
 
 
 @contextmanager

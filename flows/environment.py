@@ -76,7 +76,7 @@ def server_if_needed() -> Iterator[None]:
     if server_is_configured():
         _check_api()
         yield
-    elif url := _pages_of_this_project():
+    elif url := pages_of_this_project():
         os.environ["PREFECT_API_URL"] = url
         try:
             yield
@@ -125,7 +125,7 @@ def server() -> Iterator[None]:
         processes.stop(process, SERVER_GRACE)
 
 
-def _pages_of_this_project() -> str:
+def pages_of_this_project() -> str:
     """The API of a `make ui` that runs here (two servers on one SQLite file would lock each other out); else empty."""
     import httpx
 

@@ -33,8 +33,16 @@ class Approval(RunInput):
 def promote(version: str = "challenger", policy: str = "", root: str = ".") -> dict[str, Any]:
     """Promote a version (or register ``policy`` first). Returns ``{"outcome", "version", "champion", "decision"}``."""
     office = registry.opened(Path(root).resolve())
-    chosen = registry.register(office, policy)[0] if policy else office.registry.version(version)
+    chosen = resumed(office, str(flow_run.id or ""))
+    if chosen is None:
+        chosen = registry.register(office, policy)[0] if policy else office.registry.version(version)
     return decide(office, chosen)
+
+
+def resumed(office: Office, run: str) -> registry.Version | None:
+    """The version that this flow run asked about before it was suspended: ``challenger`` may name another one by now."""
+    asked = [one for one in office.ledger.entries(office.name) if one.kind == "decision" and one.body["flow_run"] == run]
+    return office.registry.version(asked[-1].version) if run and asked else None
 
 
 def decide(office: Office, chosen: registry.Version) -> dict[str, Any]:
@@ -56,14 +64,10 @@ def decide(office: Office, chosen: registry.Version) -> dict[str, Any]:
 
 def ask(office: Office, chosen: registry.Version, decision: Entry) -> promotion.Outcome:
     """Suspend until the reviewer has answered; the flow then starts again from its beginning and comes by here."""
-    given = [
-        one for one in office.ledger.entries(office.name) if one.kind == "approval" and one.body["decision"] == decision.number
-    ]
-    if not given:
-        seconds = int(office.params.promotion.approval_hours * 3600)
-        said = suspend_flow_run(wait_for_input=Approval, timeout=max(1, seconds), key=f"decision-{decision.number}")
-        given = [promotion.answer(office, chosen, said.approve, said.reason, said.who or "answered in Prefect's page")[0]]
-    return "promoted" if given[0].body["approved"] else "refused"
+    seconds = int(office.params.promotion.approval_hours * 3600)
+    said = suspend_flow_run(wait_for_input=Approval, timeout=max(1, seconds), key=f"decision-{decision.number}")
+    given, _ = promotion.answer(office, chosen, said.approve, said.reason, said.who or "answered in Prefect's page")
+    return "promoted" if given.body["approved"] else "refused"
 
 
 def resume(decision: Entry, approved: bool, reason: str, who: str) -> bool:

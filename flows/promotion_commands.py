@@ -81,10 +81,13 @@ def do_promote(root: Path, options: argparse.Namespace) -> int:
     if outcome == "champion":
         print(f"{version.uri} is the champion already")
         return 0
-    number = entry.number if outcome in ("refused", "waiting") else entry.body["decision"]
+    number = entry.number if entry.kind == "decision" else entry.body["decision"]
     decision = next(one for one in office.ledger.entries(office.name) if one.number == number)
     print(gates_table(decision))
-    print("\n" + outcome_line(office, outcome, decision))
+    print(
+        "\n"
+        + (f"{version.uri} is refused: {told(entry)}" if entry.kind == "approval" else outcome_line(office, outcome, decision))
+    )
     return 1 if outcome == "refused" else 0
 
 

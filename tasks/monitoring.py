@@ -32,11 +32,11 @@ def observe(office: Office, log: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="prefloop-") as name:
         out = Path(name) / "found.json"
         arguments = ["--log", str(log), "--version", champion, "--out", str(out)]
-        arguments += ["--model", str(office.registry.located(version, Path(name) / "champion"))]
+        arguments += ["--model", str(registry.folder_of(office, version, Path(name) / "champion"))]
         arguments += ["--after", before[-1]["until"]] if before else []
         arguments += _scorers(office, version)
         if previous := office.standing().previous:
-            folder = office.registry.located(office.registry.version(previous), Path(name) / "previous")
+            folder = registry.folder_of(office, office.registry.version(previous), Path(name) / "previous")
             arguments += ["--previous", str(folder)]
         result = _child(office.root, arguments, out)
     result |= {"version": champion, "alarms": 0, "action": ""}

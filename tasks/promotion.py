@@ -36,9 +36,18 @@ def promote(office: Office, version: Version, flow_run: str = "") -> tuple[Outco
     decision = decide(office, version, compare(office, version, now.champion), now.champion, flow_run)
     if not decision.body["passed"]:
         return "refused", decision
-    if office.params.promotion.approval:
+    if not office.params.promotion.approval:
+        return "promoted", enact(office, decision)
+    given = approval_of(office, decision)
+    if given is None:
         return "waiting", decision
-    return "promoted", enact(office, decision)
+    return ("promoted", enact(office, decision, given)) if given.body["approved"] else ("refused", given)
+
+
+def approval_of(office: Office, decision: Entry) -> Entry | None:
+    """A reviewer's answer to a decision; None where nobody has answered."""
+    entries = office.ledger.entries(office.name)
+    return next((one for one in entries if one.kind == "approval" and one.body["decision"] == decision.number), None)
 
 
 def refuse_rolled_back(office: Office, version: Version) -> None:

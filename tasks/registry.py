@@ -160,15 +160,17 @@ def pull(office: Office, version: Version, to: Path) -> Path:
     return to
 
 
+def folder_of(office: Office, version: Version, spare: Path) -> Path:
+    """A version's folder to read: in place where the store is on this machine, else fetched below ``spare``."""
+    return office.registry.located(version, spare) if version.copied else pull(office, version, spare / "pulled")
+
+
 def verified(office: Office, version: Version) -> list[str]:
     """The files of a version that are not as registered; empty when its manifest holds."""
     try:
         files = manifest_of(office, version)
         with tempfile.TemporaryDirectory(prefix="prefloop-") as name:
-            if not version.copied:
-                pull(office, version, Path(name) / "pulled")
-                return []
-            return card.differing(office.registry.located(version, Path(name)), files)
+            return card.differing(folder_of(office, version, Path(name)), files)
     except DataError as error:
         return [str(error)]
 

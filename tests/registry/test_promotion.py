@@ -151,6 +151,9 @@ def test_a_rejection_keeps_the_champion(project: Project) -> None:
     assert office.standing().champion == ""
     with pytest.raises(Lost, match="has answered already"):
         promotion.answer(office, version, True, "but I like it")
+    code, printed = project.prefloop("promote", "1")
+    assert code == 1, "the question has been answered"
+    assert "models:/prefloop/1 is refused: no, t@example.org: too short" in printed
 
 
 def test_an_approval_comes_too_late(project: Project) -> None:
