@@ -30,28 +30,33 @@ class Approval(RunInput):
 
 
 @flow(name="promote", retries=0, persist_result=False)
-def promote(version: str = "challenger", policy: str = "", root: str = ".") -> dict[str, Any]:
-    """Promote a version (or register ``policy`` first). Returns ``{"outcome", "version", "champion", "decision"}``."""
+def promote(version: str = "challenger", policy: str = "", root: str = ".", project: str = "") -> dict[str, Any]:
+    """Promote a version (or register ``policy`` first). Returns ``{"outcome", "version", "champion", "decision"}``.
+
+    ``project``: whose store and ledger count, where ``root`` is a worktree of it.
+    """
+    if project:
+        registry.use_store_of(Path(project))
     office = registry.opened(Path(root).resolve())
     chosen = resumed(office, str(flow_run.id or ""))
     if chosen is None:
         chosen = registry.register(office, policy)[0] if policy else office.registry.version(version)
-    return decide(office, chosen)
+    return decide(office, chosen, suspend=True)
 
 
 def resumed(office: Office, run: str) -> registry.Version | None:
     """The version that this flow run asked about before it was suspended: ``challenger`` may name another one by now."""
-    asked = [one for one in office.ledger.entries(office.name) if one.kind == "decision" and one.body["flow_run"] == run]
+    asked = [one for one in office.ledger.entries(office.name) if one.kind == "question" and one.body["flow_run"] == run]
     return office.registry.version(asked[-1].version) if run and asked else None
 
 
-def decide(office: Office, chosen: registry.Version) -> dict[str, Any]:
+def decide(office: Office, chosen: registry.Version, suspend: bool) -> dict[str, Any]:
     """Compare, judge, ask, promote or keep; show the decision as an artifact of the flow run."""
-    outcome, entry = promotion.promote(office, chosen, str(flow_run.id or ""))
+    outcome, entry = promotion.promote(office, chosen)
     decision = decision_of(office, entry)
     if decision is not None:
         show(office, decision)
-    if outcome == "waiting" and deployment.id and not flow_run.parent_flow_run_id:
+    if outcome == "waiting" and suspend and deployment.id:
         outcome = ask(office, chosen, entry)
     get_run_logger().info("%s: %s", chosen.uri, outcome)
     return {
@@ -64,22 +69,25 @@ def decide(office: Office, chosen: registry.Version) -> dict[str, Any]:
 
 def ask(office: Office, chosen: registry.Version, decision: Entry) -> promotion.Outcome:
     """Suspend until the reviewer has answered; the flow then starts again from its beginning and comes by here."""
+    promotion.question(office, decision, str(flow_run.id))
     seconds = int(office.params.promotion.approval_hours * 3600)
     said = suspend_flow_run(wait_for_input=Approval, timeout=max(1, seconds), key=f"decision-{decision.number}")
     given, _ = promotion.answer(office, chosen, said.approve, said.reason, said.who or "answered in Prefect's page")
     return "promoted" if given.body["approved"] else "refused"
 
 
-def resume(decision: Entry, approved: bool, reason: str, who: str) -> bool:
+def resume(office: Office, answer: Entry) -> bool:
     """Wake the flow run that waits for an answer which the ledger has by now; False where none waits."""
     from prefect.exceptions import NotPausedError, ObjectNotFound
     from prefect.flow_runs import resume_flow_run
 
-    waiting = decision.body.get("flow_run", "")
-    if not waiting or not os.environ.get("PREFECT_API_URL"):
+    about = answer.body["decision"]
+    asked = [one for one in office.ledger.entries(office.name) if one.kind == "question" and one.body["decision"] == about]
+    if not asked or not os.environ.get("PREFECT_API_URL"):
         return False
+    given = {"approve": answer.body["approved"], "reason": answer.body["reason"], "who": answer.body["who"]}
     try:
-        resume_flow_run(waiting, run_input={"approve": approved, "reason": reason, "who": who})
+        resume_flow_run(asked[-1].body["flow_run"], run_input=given)
     except (NotPausedError, ObjectNotFound):
         return False
     return True

@@ -101,8 +101,7 @@ def do_approve(root: Path, options: argparse.Namespace) -> int:
     if os.environ.get("PREFECT_API_URL"):  # a flow run may wait for this answer
         from flows import promote
 
-        decision = next(one for one in office.ledger.entries(office.name) if one.number == given.body["decision"])
-        promote.resume(decision, not options.reject, options.reason, given.body["who"])
+        promote.resume(office, given)
     said = f"approved, and the champion (ledger entry {promoted.number})" if promoted else "rejected; the champion stays"
     print(f"{version.uri}: {said}; {given.body['who']}: {given.body['reason']}")
     return 0

@@ -5,21 +5,20 @@ It works in a git worktree of its own that shares DVC's cache, so nothing change
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.deployments import run_deployment
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 
 from flows import environment
 from flows.promote import decide
 from flows.train import train
-from pipelines.adapters.spool import store_uri
 from tasks import registry, retraining
-from tasks.ledger import LEDGER, Lost, path_of
+from tasks.ledger import Lost
 
 
 @flow(name="retrain", retries=0, persist_result=False)
@@ -28,8 +27,7 @@ def retrain(root: str = ".", reason: str = "schedule") -> dict[str, Any]:
     or what became of the challenger: ``promoted``, ``refused``, ``waiting``.
     """
     begun, folder = time.monotonic(), Path(root).resolve()
-    os.environ["MLFLOW_TRACKING_URI"] = store_uri(folder)
-    os.environ[LEDGER] = str(path_of(folder, store_uri(folder)))
+    registry.use_store_of(folder)
     due = flow_run.scheduled_start_time if deployment.id else None
     result = {"outcome": "nothing to do", "version": "", "champion": "", "why": retraining.caught_up(folder, due)}
     if not result["why"]:
@@ -62,6 +60,10 @@ def work(root: Path, reason: str) -> dict[str, Any]:
 
         # 5. challenge, promote or keep
         try:
-            return {**decide(office, version), "why": reason}
+            result = {**decide(office, version, suspend=False), "why": reason}
         except Lost as error:
             return {"outcome": "refused", "version": version.number, "champion": office.standing().champion, "why": str(error)}
+        if result["outcome"] == "waiting" and deployment.id:  # a run of its own waits for the person: this one frees its slot
+            parameters = {"version": version.number, "root": str(worktree), "project": str(root)}
+            run_deployment("promote/promote", parameters=parameters, timeout=0, as_subflow=False)
+        return result

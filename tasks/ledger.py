@@ -40,7 +40,7 @@ class Lost(PrefloopError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the ledger. ``kind``: register, decision, approval, promote, rollback, incident."""
+    """One line of the ledger. ``kind``: register, decision, question, approval, promote, rollback, incident."""
 
     number: int
     time: str

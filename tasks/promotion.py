@@ -23,7 +23,7 @@ from tasks.repository import git
 Outcome = Literal["promoted", "champion", "refused", "waiting"]
 
 
-def promote(office: Office, version: Version, flow_run: str = "") -> tuple[Outcome, Entry]:
+def promote(office: Office, version: Version) -> tuple[Outcome, Entry]:
     """Compare a version with the champion, judge it, and promote it if every gate passes and nobody has to be asked.
 
     Returns what came of it and the ledger's entry that says so. Raises Lost where another promoter was quicker or the
@@ -33,7 +33,7 @@ def promote(office: Office, version: Version, flow_run: str = "") -> tuple[Outco
     if version.number == now.champion:
         return "champion", next(entry for entry in office.ledger.entries(office.name) if entry.number == now.fence)
     refuse_rolled_back(office, version)
-    decision = decide(office, version, compare(office, version, now.champion), now.champion, flow_run)
+    decision = decide(office, version, compare(office, version, now.champion), now.champion)
     if not decision.body["passed"]:
         return "refused", decision
     if not office.params.promotion.approval:
@@ -42,6 +42,12 @@ def promote(office: Office, version: Version, flow_run: str = "") -> tuple[Outco
     if given is None:
         return "waiting", decision
     return ("promoted", enact(office, decision, given)) if given.body["approved"] else ("refused", given)
+
+
+def question(office: Office, decision: Entry, run: str) -> Entry:
+    """Remember which flow run waits for the answer to a decision."""
+    key = f"question:{decision.number}:{run}"
+    return office.ledger.append(office.name, "question", decision.version, {"decision": decision.number, "flow_run": run}, key)
 
 
 def approval_of(office: Office, decision: Entry) -> Entry | None:
@@ -86,7 +92,7 @@ def compare(office: Office, version: Version, champion: str) -> dict[str, Any]:
         return dict(json.loads(out.read_text(encoding="utf-8")))
 
 
-def decide(office: Office, version: Version, compared: dict[str, Any], champion: str, flow_run: str = "") -> Entry:
+def decide(office: Office, version: Version, compared: dict[str, Any], champion: str) -> Entry:
     """Put every gate's answer into the ledger, passed or refused; the same evidence again is the same entry."""
     lineage = registry.lineage_of(office, version)
     seen = gates.Evidence(
@@ -110,7 +116,7 @@ def decide(office: Office, version: Version, compared: dict[str, Any], champion:
     }
     fence = office.standing().fence  # after a rollback the same evidence is a new question
     key = f"decision:{office.name}:{version.number}:{fence}:{locks.digest(body)}"
-    return office.ledger.append(office.name, "decision", version.number, {**body, "flow_run": flow_run}, key)
+    return office.ledger.append(office.name, "decision", version.number, body, key)
 
 
 def enact(office: Office, decision: Entry, approval: Entry | None = None) -> Entry:

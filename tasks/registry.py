@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from typing import Any
 
 from pipelines import config
 from pipelines.adapters.registry import CONTENT, DVC, Registry, Version, run_figures
+from pipelines.adapters.spool import store_uri
 from pipelines.errors import ConfigurationError, DataError
 from tasks import card, locks, repository, versions
-from tasks.ledger import Ledger, Standing, path_of
+from tasks.ledger import LEDGER, Ledger, Standing, path_of
 from tasks.repository import git
 
 MANIFEST, LINEAGE = "manifest.json", "lineage.json"
@@ -48,6 +50,12 @@ def opened(root: Path) -> Office:
     office = Office(root, params, registry, Ledger(path_of(root, registry.uri)))
     converge(office)
     return office
+
+
+def use_store_of(root: Path) -> None:
+    """Let a worktree use the project's store and ledger: for this process and its children."""
+    os.environ["MLFLOW_TRACKING_URI"] = store_uri(root)
+    os.environ[LEDGER] = str(path_of(root, store_uri(root)))
 
 
 def converge(office: Office) -> list[str]:
