@@ -126,7 +126,7 @@ def observed(models: Models, reference: pd.DataFrame, window: pd.DataFrame, para
     clusters = reference["prompt_id"].tolist()
     seed, settings = seed_for(params.seed, "monitor"), params.monitor
     noise = noise_of(ours, clusters, ours_embedded, len(window), settings.resamples, seed)
-    return findings(ours, theirs, (ours_embedded, theirs_embedded), noise, settings, seed)
+    return findings(ours, theirs, clusters, (ours_embedded, theirs_embedded), noise, settings, seed)
 
 
 def decay(previous: Path, window: pd.DataFrame, params: config.Params) -> dict[str, Any]:

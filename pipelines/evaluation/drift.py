@@ -90,6 +90,7 @@ def noise_of(
 def findings(
     reference: Mapping[str, Floats],
     window: Mapping[str, Floats],
+    clusters: Sequence[Hashable],
     embeddings: tuple[Floats, Floats] | None,
     noise: Noise,
     settings: Monitor,
@@ -97,7 +98,8 @@ def findings(
 ) -> list[Finding]:
     """Every signal's statistics. Signals are [N] and [W]; ``embeddings`` [N, H] and [W, H].
 
-    p-values are judged at their level divided by the number of tests (Bonferroni), PSI and MMD counted in.
+    p-values are judged at their level divided by the number of tests (Bonferroni), PSI and MMD counted in. What is the same
+    in all rows of a cluster (a prompt's length) counts once: its rows are no independent observations.
     """
     tests = 2 * len(reference) + (embeddings is not None)
     found = []
@@ -106,7 +108,7 @@ def findings(
         warned = value > max(settings.psi_warning, noise.psi[name])
         level: Level = "alarm" if value > limit else "warning" if warned else "none"
         found.append(Finding(name, "psi", value, limit, None, level))
-        distance, p = _ks(ours, window[name])
+        distance, p = _ks(_independent(ours, clusters), window[name])
         limit = max(settings.ks_distance, noise.ks[name])
         level = "alarm" if distance > limit and p < settings.ks_p / tests else "none"
         found.append(Finding(name, "ks", distance, limit, p, level))
@@ -121,6 +123,14 @@ def level_of(found: list[Finding]) -> Level:
     """The worst level of all."""
     levels = {finding.level for finding in found}
     return "alarm" if "alarm" in levels else "warning" if "warning" in levels else "none"
+
+
+def _independent(values: Floats, clusters: Sequence[Hashable]) -> Floats:
+    """One value a cluster where clusters do not vary inside, else all values."""
+    first = dict(zip(reversed(clusters), reversed(values.tolist()), strict=True))
+    if any(first[cluster] != value for cluster, value in zip(clusters, values.tolist(), strict=True)):
+        return values
+    return np.array(list(first.values()))
 
 
 def _ks(ours: Floats, theirs: Floats) -> tuple[float, float]:

@@ -68,8 +68,8 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, Rows, lis
 
 
 def judged(traffic: tuple, window: Rows) -> list[drift.Finding]:
-    _, reference, _, noise, _ = traffic
-    return drift.findings(reference[0], window[0], (reference[1], window[1]), noise, SETTINGS, 0)
+    _, reference, clusters, noise, _ = traffic
+    return drift.findings(reference[0], window[0], clusters, (reference[1], window[1]), noise, SETTINGS, 0)
 
 
 def picked(rows: Rows, chosen: np.ndarray) -> Rows:
