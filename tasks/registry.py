@@ -224,8 +224,9 @@ def _keep(office: Office, policy: str, content: str, lock: locks.Lock) -> str:
     """The git tag that keeps a version's lineage from any clean-up, and its data in DVC's remote where there is one."""
     root = office.root
     tag = f"registry/{office.name}/{content[:12]}"
-    if not git(root, "tag", "--list", tag):
-        git(root, "tag", "--annotate", "--message", f"{office.name}: {policy}, content {content}", tag)
+    if not git(root, "tag", "--list", tag) or locks.parse(git(root, "show", f"{tag}:./dvc.lock")) != lock:
+        # no version has this content yet, so a tag that is there was left by a registration that died, of another run
+        git(root, "tag", "--force", "--annotate", "--message", f"{office.name}: {policy}, content {content}", tag)
     with repository.opened(root) as repo:
         if repo.config["core"].get("remote"):
             targets = sorted({*locks.closure(lock, f"policy@{policy}"), *locks.closure(lock, f"evaluate@{policy}")})
