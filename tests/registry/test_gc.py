@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tasks import cleaning, registry
 from tests.project import Project
 from tests.registry import house
@@ -13,6 +15,7 @@ def objects(project: Project) -> set[Path]:
     return {path for path in (project.folder / ".dvc/cache/files/md5").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_versions_branches_and_recipes_keep_what_they_need(project: Project, tmp_path: Path) -> None:
     project.write("params.yaml", house.PARAMS + "registry:\n  copy_weights: false\n")
     project.write(".dvc/config", "[core]\n    analytics = false\n")  # no remote: the cache is all there is

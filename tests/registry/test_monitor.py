@@ -36,6 +36,7 @@ def served(project: Project, seed: int) -> list[tuple[str, str]]:
     return list(zip(rows["prompt"], rows["text"], strict=True))
 
 
+@pytest.mark.slow
 def test_a_window_is_judged_once_and_two_alarms_are_drift(project: Project) -> None:
     office = registry.opened(project.folder)
     promotion.promote(office, registry.register(office, "ppo")[0])
@@ -64,6 +65,7 @@ def test_a_window_is_judged_once_and_two_alarms_are_drift(project: Project) -> N
     assert [one["level"] for one in monitoring.windows(project.folder)] == ["none", "alarm", "alarm"]
 
 
+@pytest.mark.slow
 def test_a_proven_loss_rolls_back(project: Project) -> None:
     office = registry.opened(project.folder)
     promotion.promote(office, registry.register(office, "ppo")[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
 from flows import reproduce
 from tasks import registry
 from tests.project import Project
@@ -27,6 +29,7 @@ def test_identical_with_an_empty_cache(project: Project) -> None:
     assert not (project.folder / ".dvc/cache/files").exists(), "nothing is written to the project's cache"
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_is_named(project: Project) -> None:
     project.write("params.yaml", house.PARAMS)
     registry.register(registry.opened(project.folder), "ppo")

@@ -19,6 +19,7 @@ def served(project: Project, api: str) -> Project:  # noqa: F811
     return Project(project.folder, {**project.environment, "PREFECT_API_URL": api})
 
 
+@pytest.mark.slow
 def test_new_data_is_promoted_worse_data_keeps_the_champion(served: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.retrain import retrain
 
