@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +247,7 @@ def told(entry: Entry) -> str:
     return str(body.get("policy") or json.dumps(body, sort_keys=True)[:100])
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> str:
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
     from flows.estimates import aligned
 
     return "\n".join(aligned(rows))

@@ -63,9 +63,12 @@ def _regressions(settings: Promotion, seen: Evidence) -> list[Gate]:
     for key, allowed in settings.regressions.items():
         name = key.removeprefix("-")
         ours, theirs = (seen.compared[who].get(name) for who in ("challenger", "opponent"))
-        known = ours is not None and theirs is not None
-        change = round(ours - theirs if not key.startswith("-") else theirs - ours, 6) if known else None
-        gates.append(Gate(f"{name} against {seen.against}", change, f"at least {-allowed:g}", known and change >= -allowed))
+        change = None
+        if ours is not None and theirs is not None:
+            change = round(ours - theirs if not key.startswith("-") else theirs - ours, 6)
+        gates.append(
+            Gate(f"{name} against {seen.against}", change, f"at least {-allowed:g}", change is not None and change >= -allowed)
+        )
     return gates
 
 
