@@ -52,7 +52,7 @@ def checked(messages: Any, name: str) -> list[Turn]:
             what = f"role {str(role)[:40]!r}; allowed roles: {', '.join(MARKS)}"
             raise BadRow("unknown-role", what, "rename or remove the turn", name)
         if role not in expected:
-            what = f"role {role!r} where {' or '.join(expected)} is due; allowed roles: {', '.join(MARKS)}, user and assistant in turn"
+            what = f"role {role!r} where {' or '.join(expected)} is due; allowed roles: {', '.join(MARKS)}, the last two in turn"
             raise BadRow("role-order", what, "join the turns, or remove one", name)
         if not isinstance(content, str) or not content.strip():
             raise BadRow("empty-text", f"{role}: content empty after strip, or no string", "fill it in or remove the turn", name)

@@ -32,6 +32,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 """What each format needs, in the order in which they are tried."""
 
 
+OPTIONAL = ("group", "annotator", "source", "template", "margin", "weight", "category", "dataset")
+
+
 class Row(NamedTuple):
     """One demonstration (completion), one pair (chosen, rejected) or one label (completion, label). Unknown = None."""
 
@@ -129,7 +132,8 @@ def recognise(record: Record, source: Source, shown: str) -> str:
     hint = ", ".join(f"{name}: <its name>" for name in missing)
     found = ", ".join(sorted(record)) or "no fields"
     raise DataError(
-        f"wrong-columns {shown}: missing: {', '.join(missing)}; found: {found} | format {source.format} | map them: columns: {{{hint}}}"
+        f"wrong-columns {shown}: missing: {', '.join(missing)}; found: {found} | format {source.format}"
+        f" | map them: columns: {{{hint}}}"
     )
 
 
@@ -137,10 +141,14 @@ def reader(kind: str, source: Source, origin: str) -> Callable[[Record], tuple[l
     """A function from a record of the source ``origin`` to its rows and the number of ties. It raises BadRow."""
     fields = Fields(source.columns)
     read = READERS[kind]
+    paths = {fields.paths[name] for name in OPTIONAL}
+    usual = _meta({}, fields, source, origin)
+    nested = any("." in path for path in paths)
 
     def rows(record: Record) -> tuple[list[Row], int]:
         made, ties = read(record, fields, source)
-        meta = _meta(record, fields, source, origin)
+        plain = not nested and paths.isdisjoint(record)
+        meta = usual if plain else _meta(record, fields, source, origin)
         return [row._replace(**meta) for row in made], ties
 
     return rows

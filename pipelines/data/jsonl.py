@@ -92,7 +92,7 @@ def _unzipped(raw: BinaryIO, shown: str) -> Any:
 def _check_ratio(read: int, size: int, zipped: bool, shown: str) -> None:
     if zipped and read > FREE_OF_RATIO and read > MAX_RATIO * size:
         raise DataError(
-            f"gzip-bomb {shown}: {size} bytes unpack to more than {read} | limit {MAX_RATIO} times | unpack it yourself if it is real"
+            f"gzip-bomb {shown}: {size} bytes unpack to more than {read} | limit {MAX_RATIO} times | unpack it if it is real"
         )
 
 

@@ -8,7 +8,7 @@ Axes: D texts, P permutations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ COMMON = 10
 """A gram of more test prompts than that is a template's text, no sign of contamination (Brown et al. 2020, appendix C)."""
 
 SEED = 1
+CHUNK = 1024
+"""Texts at once: hashing takes some forty bytes of memory a character."""
 
 
 class Signatures:
@@ -38,12 +40,13 @@ class Signatures:
 
     def add(self, normals: list[str]) -> None:
         """The next normalised texts."""
-        if not normals:
-            return
-        hashes, offsets = grams(normals, SHINGLE)
-        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), PERMUTATIONS, SEED)
         with self.path.open("ab") as file:
-            np.array(matrix.to_rows(), np.uint32).tofile(file)
+            for start in range(0, len(normals), CHUNK):
+                hashes, offsets = grams(normals[start : start + CHUNK], SHINGLE)
+                matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+                    hashes, offsets.astype(np.uint64), PERMUTATIONS, SEED
+                )
+                np.array(matrix.to_rows(), np.uint32).tofile(file)
         self.rows += len(normals)
 
     def near(self, similarity: float) -> np.ndarray:
@@ -92,13 +95,19 @@ def overlaps(tests: list[str], blocks: Iterable[tuple[np.ndarray, list[str]]], l
         return found
     known, owners = np.ascontiguousarray(pairs[:, 0]), pairs[:, 1].astype(np.int64)
     sizes = np.bincount(owners, minlength=len(tests))
-    for numbers, texts in blocks:
+    for numbers, texts in _chunked(blocks):
         for row, test, share in _matches(known, owners, sizes, numbers, texts):
             if share > found.shares[test]:
                 found.shares[test], found.rows[test] = share, row
             if limit and share >= limit and share > found.over.get(row, (0, 0.0))[1]:
                 found.over[row] = (test, share)
     return found
+
+
+def _chunked(blocks: Iterable[tuple[np.ndarray, list[str]]]) -> Iterator[tuple[np.ndarray, list[str]]]:
+    for numbers, texts in blocks:
+        for start in range(0, len(texts), CHUNK):
+            yield numbers[start : start + CHUNK], texts[start : start + CHUNK]
 
 
 def _matches(

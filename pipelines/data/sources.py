@@ -59,9 +59,7 @@ def shown_as(path: Path, root: Path) -> str:
 
 def _check(path: Path, root: Path, pattern: str) -> None:
     if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(
-            f"outside {pattern}: lies outside the project | files inside it | `prefloop data add PATH` copies it below data/external/"
-        )
+        raise DataError(f"outside {pattern}: lies outside the project | files inside it | `prefloop data add PATH` copies it")
     if not path.exists():
         raise DataError(f"unreadable {pattern}: No such file or directory | a readable file | check the path")
     if path.is_dir():

@@ -20,6 +20,8 @@ PERSONAL: dict[str, re.Pattern[str]] = {
     ),
 }
 
+FEWEST_DIGITS = 7
+
 
 def normal(text: str) -> str:
     """NFKC, case folding, white space made single: texts that are equal so are the same question."""
@@ -47,8 +49,9 @@ def oddities(text: str) -> list[tuple[str, str, str]]:
 def personal(text: str) -> list[tuple[str, int, int]]:
     """(kind, start, end) of e-mail addresses, phone numbers and card numbers (by Luhn's check), without overlaps."""
     found: list[tuple[str, int, int]] = []
+    numbers = sum(map(text.count, "0123456789")) >= FEWEST_DIGITS
     for kind, pattern in PERSONAL.items():
-        if kind == "email" and "@" not in text:
+        if not ("@" in text if kind == "email" else numbers):
             continue
         for match in pattern.finditer(text):
             if kind == "credit_card" and not _luhn(match[0]):

@@ -1,4 +1,7 @@
-"""What is asked of all rows together: repeats, contradictions, leaks, contamination, golden labels. Refused, or dropped and counted."""
+"""What is asked of all rows together: repeats, contradictions, leaks, contamination, golden labels.
+
+What must not be is refused, or dropped by a rule that the settings name, and counted.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def vet(found: Ingested, prepare: Prepare, root: Path, shown: str) -> dict[str, 
     leaked = _leaks(found.path, prepare)
     rows.without(found.path, leaked)
     ledger.dropped.update({"prompt_in_two_splits": len(leaked)} if len(leaked) else {})
-    facts = {"contamination": _contamination(found, prepare), "near_duplicates": _near(found, prepare)}
+    facts = {"contamination": contamination(found, prepare), "near_duplicates": near_duplicates(found, prepare)}
 
     # 4. what the labels are like
     facts |= {"longer_wins": _longer(found), "personal_data": dict(sorted(found.personal.items())), "rows": ledger.facts()}
@@ -111,13 +114,14 @@ def _leaks(path: Path, prepare: Prepare) -> np.ndarray:
         names = named(path, [one, other])
         prompts = len(np.unique(keys[earlier]))
         raise DataError(
-            f"leak {names[0][1]} prompt appears in {SPLITS[ranks[one]]} and {SPLITS[ranks[other]]}: {prompts} prompts, {len(earlier)}"
-            f" rows, the first are {names[0][0]} and {names[1][0]} ({names[1][1]}) | limit 0 | remove them, or set leaks: drop"
+            f"leak {names[0][1]} prompt appears in {SPLITS[ranks[one]]} and {SPLITS[ranks[other]]}: {prompts} prompts,"
+            f" {len(earlier)} rows, the first are {names[0][0]} and {names[1][0]} ({names[1][1]})"
+            " | limit 0 | remove them, or set leaks: drop"
         )
     return np.sort(earlier)
 
 
-def _contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
+def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """How much of the test prompts is in training rows; at or over ``max_overlap`` the training row goes, or the stage stops."""
     tests: dict[str, str] = {}
     for _, block in rows.blocks(found.path, ["split", "prompt", "id"]):
@@ -152,7 +156,7 @@ def _training(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
             yield np.array(picked) + start, [texts.normal(block["prompt"][index]) for index in picked]
 
 
-def _near(found: Ingested, prepare: Prepare) -> dict[str, Any]:
+def near_duplicates(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """Rows that are almost the same, by MinHash over prompt and answers. Never across prompts' splits alone: all rows."""
     signatures = Signatures(found.path.with_name("signatures.bin"))
     for _, block in rows.blocks(found.path, list(rows.TEXTS)):
@@ -201,8 +205,8 @@ def _golden(path: Path, prepare: Prepare, root: Path) -> dict[str, Any]:
     accuracy = agreed / both
     if accuracy < prepare.min_golden_accuracy:
         raise DataError(
-            f"flipped-labels {prepare.golden}: golden-set accuracy {accuracy:.2f} ({agreed} of {both} pairs): labels may be flipped"
-            f" | limit {prepare.min_golden_accuracy:.2f} (prepare.min_golden_accuracy) | check which side is chosen"
+            f"flipped-labels {prepare.golden}: golden-set accuracy {accuracy:.2f} ({agreed} of {both} pairs): labels may be"
+            f" flipped | limit {prepare.min_golden_accuracy:.2f} (prepare.min_golden_accuracy) | check which side is chosen"
         )
     return {"pairs": both, "accuracy": round(accuracy, 4)}
 

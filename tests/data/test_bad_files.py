@@ -107,14 +107,20 @@ REFUSED: dict[str, tuple[bytes, list[str]]] = {
         lines([*good(), good()[7] | {"chosen": good()[7]["rejected"], "rejected": good()[7]["chosen"]}]),
         ["contradictory preference", "conflict-000007", "conflict-000030", "line 8", "line 31"],
     ),
-    "dup.jsonl": (lines([*good(), good()[3], good()[3]]), ["duplicate rows: 2 of 32 rows", "line 31", "line 4", "duplicates: drop"]),
+    "dup.jsonl": (
+        lines([*good(), good()[3], good()[3]]),
+        ["duplicate rows: 2 of 32 rows", "line 31", "line 4", "duplicates: drop"],
+    ),
     "huge_row.jsonl": (changed(2, chosen="x" * 12_000_000), ["line 2", "bytes", "limit 4194304", "prepare.max_row_bytes"]),
     "few.jsonl": (lines(good(3)), ["3 rows, need >= 20 for split"]),
     "notjson.parquet": (b"text", ["not a Parquet file (magic)", "notjson.parquet"]),
     "text.jsonl.gz": (b"text", ["not a gzip file (magic)"]),
     "cut.jsonl.gz": (gzip.compress(lines(good()))[:-30], ["ends too early (truncated file?)"]),
     "text.txt": (b"text", ["not one of .jsonl"]),
-    "wide.csv": (b"prompt,completion\n" + b"".join(b"q%d,a\n" % n for n in range(30)) + b"a,b,c\n", ["line 32", "3 cells, the header has 2"]),
+    "wide.csv": (
+        b"prompt,completion\n" + b"".join(b"q%d,a\n" % n for n in range(30)) + b"a,b,c\n",
+        ["line 32", "3 cells, the header has 2"],
+    ),
     "quote.csv": (b'prompt,completion\nq,"a\n', ["line 2", "quote"]),
     "twice.csv": (b"prompt,prompt\na,b\n", ["a column stands twice"]),
 }  # fmt: skip
