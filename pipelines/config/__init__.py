@@ -21,6 +21,7 @@ from pipelines.errors import ConfigurationError
 
 PARAMS = Path("params.yaml")
 Precision = Literal["float32", "bf16"]
+ExcessLength = Literal["raise", "drop", "truncate"]
 
 
 class Generation(Section):
@@ -115,8 +116,15 @@ class Training(Section):
 
 
 class Sft(Training):
-    """Supervised fine-tuning on the completion's tokens only."""
+    """Supervised fine-tuning on the completion's tokens; ``loss_on: assistant`` adds the earlier answers of a dialogue.
 
+    ``excess_length`` is about rows longer than the model's context: ``truncate`` cuts the prompt's beginning.
+    ``group_by_length`` puts rows of like length into a batch: less padding, another order.
+    """
+
+    loss_on: Literal["completion", "assistant"] = "completion"
+    excess_length: ExcessLength = "raise"
+    group_by_length: bool = False
     learning_rate: Positive = 1e-3
     warmup_ratio: Fraction = 0.05
     num_train_epochs: Count = 1

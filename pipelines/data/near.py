@@ -27,6 +27,7 @@ COMMON = 10
 """A gram of more test prompts than that is a template's text, no sign of contamination (Brown et al. 2020, appendix C)."""
 
 SEED = 1
+_signed = rensa.RMinHash.digest_matrix_from_flat_token_hashes
 CHUNK = 1024
 """Texts at once: hashing takes some forty bytes of memory a character."""
 
@@ -43,9 +44,7 @@ class Signatures:
         with self.path.open("ab") as file:
             for start in range(0, len(normals), CHUNK):
                 hashes, offsets = grams(normals[start : start + CHUNK], SHINGLE)
-                matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-                    hashes, offsets.astype(np.uint64), PERMUTATIONS, SEED
-                )
+                matrix = _signed(hashes, offsets.astype(np.uint64), PERMUTATIONS, SEED)
                 np.array(matrix.to_rows(), np.uint32).tofile(file)
         self.rows += len(normals)
 
