@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -116,6 +117,9 @@ def diff(root: Path, revision: str) -> tuple[list[str], list[str]]:
 
     lines: list[str] = []
     changed: list[str] = []
+    known = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"], cwd=root, capture_output=True)
+    if known.returncode:
+        raise ConfigurationError(f"{revision}: no such git revision; `git log --oneline` lists them")
     try:
         before = DVCFileSystem(str(root), rev=revision)
         for name in TABLES:

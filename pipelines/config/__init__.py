@@ -170,6 +170,7 @@ class Reward(Training):
     learning_rate: Positive = 3e-3
     warmup_ratio: Fraction = 0.1
     num_train_epochs: Count = 1
+    excess_length: ExcessLength = "raise"
     early_stopping_patience: Count = 3
     eval_steps: Count = 10
 
@@ -314,6 +315,7 @@ class Dpo(Policy):
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     label_smoothing: Fraction = 0.0
     num_train_epochs: Count = 1
+    excess_length: ExcessLength = "raise"
 
 
 AnyPolicy = Annotated[Ppo | Dpo, Field(discriminator="method")]

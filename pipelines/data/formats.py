@@ -142,13 +142,13 @@ def reader(kind: str, source: Source, origin: str) -> Callable[[Record], tuple[l
     fields = Fields(source.columns)
     read = READERS[kind]
     paths = {fields.paths[name] for name in OPTIONAL}
-    usual = _meta({}, fields, source, origin)
+    usual = meta_of({}, fields, source, origin)
     nested = any("." in path for path in paths)
 
     def rows(record: Record) -> tuple[list[Row], int]:
         made, ties = read(record, fields, source)
         plain = not nested and paths.isdisjoint(record)
-        meta = usual if plain else _meta(record, fields, source, origin)
+        meta = usual if plain else meta_of(record, fields, source, origin)
         return [row._replace(**meta) for row in made], ties
 
     return rows
@@ -161,7 +161,7 @@ def task_of(record: Record, fields: Fields, source: Source, origin: str) -> str:
     return f"{category}/{dataset}" if category else dataset
 
 
-def _meta(record: Record, fields: Fields, source: Source, origin: str) -> dict[str, Any]:
+def meta_of(record: Record, fields: Fields, source: Source, origin: str) -> dict[str, Any]:
     """The optional columns that the record has, its source and its task."""
     found: dict[str, Any] = {"source": origin, "task": task_of(record, fields, source, origin)}
     for name in ("group", "annotator", "source", "template"):

@@ -44,6 +44,27 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
     return kept, counts
 
 
+def fit_pairs(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Row], dict[str, int]]:
+    """The same for pairs (``prompt_ids``, ``chosen_ids``, ``rejected_ids``): only the prompt is cut, alike for both answers."""
+    room = [context - max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    over = [number for number, row in enumerate(rows) if len(row["prompt_ids"]) > room[number]]
+    if not over or policy == "raise":
+        return rows, {}
+    counts = {"rows_dropped_by_length": 0, "rows_truncated": 0}
+    kept = []
+    for row, left in zip(rows, room, strict=True):
+        if len(row["prompt_ids"]) <= left:
+            kept.append(row)
+        elif policy == "truncate" and left > 0:
+            counts["rows_truncated"] += 1
+            kept.append(row | {"prompt_ids": row["prompt_ids"][-left:]})
+        else:
+            counts["rows_dropped_by_length"] += 1
+    if not kept:
+        raise DataError(f"all-filtered {table}: 0 of {len(rows)} rows left: longer than {context} tokens {len(rows)} | shorten the texts")
+    return kept, counts
+
+
 def bucketed(order: list[int], lengths: list[int], batch: int, seed: int) -> list[int]:
     """The same rows in batches of like length: sorted within windows of 50 batches, whole batches shuffled by ``seed``."""
     draw = random.Random(seed)

@@ -114,10 +114,11 @@ def _rows(prepare: Prepare, root: Path, seed: int, found: Ingested) -> Iterator[
             if phrasings is None and read is None:
                 kind = formats.recognise(record, source, place)
                 found.formats[name], read = kind, formats.reader(kind, source, name)
-            id_ = f"{name}-{number:06d}"
+            id_, key = f"{name}-{number:06d}", ""
             try:
                 if phrasings is not None:
-                    made, ties = phrasings.rows(record, id_, splitter.of_record), 0
+                    key = phrasings.key(record)
+                    made, ties = phrasings.rows(record, id_, splitter.of_key(key)), 0
                 else:
                     assert read is not None
                     made, ties = read(record)
@@ -130,7 +131,7 @@ def _rows(prepare: Prepare, root: Path, seed: int, found: Ingested) -> Iterator[
                 whole = _finished(row, own, place, prepare, seed, found)
                 if whole is not None:
                     found.weights[whole.task or name] = source.weight
-                    yield (*whole, own, place, *splitter.of(whole))
+                    yield (*whole, own, place, *splitter.of(whole, key))
 
 
 def _finished(row: Row, id_: str, place: str, prepare: Prepare, seed: int, found: Ingested) -> Row | None:
@@ -165,15 +166,15 @@ class _Splitter:
         self.fractions = (prepare.validation_fraction, prepare.test_fraction)
         self.by, self.fixed = prepare.split_by, "" if source.split == "hash" else source.split
 
-    def of(self, row: Row) -> tuple[str, str, int]:
-        """(split, what it hangs on, 64-bit key of the prompt)."""
+    def of(self, row: Row, key: str) -> tuple[str, str, int]:
+        """(split, what it hangs on, 64-bit key of the prompt). ``key`` is that of a phrased record."""
         digest = hashlib.blake2b(texts.normal(row.prompt).encode(errors="surrogatepass"), digest_size=8)
         by_group = row.group and (self.by == "group" or (self.by == "auto" and row.kind == "demonstration"))
-        group = str(row.group) if by_group else f"prompt-{digest.hexdigest()[:12]}"
-        return self.fixed or split_of(group, *self.fractions), group, int.from_bytes(digest.digest(), "little")
+        group = str(row.group) if by_group else key or f"prompt-{digest.hexdigest()[:12]}"
+        return self.of_key(group), group, int.from_bytes(digest.digest(), "little")
 
-    def of_record(self, key: str) -> str:
-        """The split of a record that is not phrased yet."""
+    def of_key(self, key: str) -> str:
+        """The split of everything that hangs on a key."""
         return self.fixed or split_of(key, *self.fractions)
 
 

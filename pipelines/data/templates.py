@@ -8,7 +8,6 @@ run in Jinja's immutable sandbox. Papers: Wei et al. 2021 (FLAN, arXiv:2109.0165
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.config.data import Mixture, Source
 from pipelines.context import seed_for
-from pipelines.data.formats import Fields, Row, task_of
+from pipelines.data.formats import Fields, Row, meta_of, task_of
 from pipelines.data.problems import BadRow
+from pipelines.data.texts import normal
 from pipelines.errors import ConfigurationError
 
 LONGEST = 20_000
@@ -38,7 +38,13 @@ class Phrasings:
         self.fields = Fields(source.columns)
         self.tasks = {task: _first(found, mixture, seed, task) for task, found in _read(path, self.shown).items()}
 
-    def rows(self, record: dict[str, Any], id_: str, split_of: Callable[[str], str]) -> list[Row]:
+    def key(self, record: dict[str, Any]) -> str:
+        """What the split of a record hangs on: its prompt, where it has one, else all of it; never its phrasing."""
+        prompt = self.fields.get(record, "prompt")
+        content = normal(prompt) if isinstance(prompt, str) else repr(sorted(record.items()))
+        return f"record-{hashlib.sha256(content.encode(errors='surrogatepass')).hexdigest()[:12]}"
+
+    def rows(self, record: dict[str, Any], id_: str, split: str) -> list[Row]:
         """The record in one of its task's phrasings. Held-out templates phrase rows of the test split only.
 
         Raises BadRow for a field that the template needs and the record lacks.
@@ -47,15 +53,14 @@ class Phrasings:
         choices = next((self.tasks[key] for key in (task, task.rpartition("/")[2], "*") if key in self.tasks), None)
         if choices is None:
             raise BadRow("no-template", f"task {task!r} has no template", f"add it to {self.shown}, or a task '*'", "dataset")
-        key = hashlib.sha256(repr(sorted(record.items())).encode(errors="surrogatepass")).hexdigest()[:12]
-        group = f"record-{key}"
-        names = sorted(name for name in choices if split_of(group) == "test" or name not in self.held_out)
+        names = sorted(name for name in choices if split == "test" or name not in self.held_out)
         if not names:
             raise BadRow("no-template", f"task {task!r} has held-out templates only", "hold fewer out", "template")
         name = names[seed_for("template", id_) % len(names)]
         sides = {side: self._rendered(template, record, name) for side, template in choices[name].items()}
         kind = "pair" if "chosen" in sides else "demonstration"
-        return [Row(kind, **sides, group=group, source=self.origin, task=task, template=name)]
+        meta = meta_of(record, self.fields, self.source, self.origin) | {"template": name}
+        return [Row(kind, **sides, **meta)]
 
     def _rendered(self, template: Template, record: dict[str, Any], name: str) -> str:
         try:

@@ -25,7 +25,7 @@ from pipelines.data import schemas
 from pipelines.data.candidates import as_pairs, from_plays, from_rows
 from pipelines.data.mixture import draw, selected
 from pipelines.data.plays import read_plays
-from pipelines.data.quality import quality
+from pipelines.data.quality import languages, quality
 from pipelines.data.rows import Ingested, ingest
 from pipelines.data.splits import without_leaks
 from pipelines.data.tables import write_json, write_table
@@ -33,6 +33,7 @@ from pipelines.data.vetting import vet, vet_rows
 from pipelines.errors import DataError
 
 POOL = Path("data/preferences")
+MEASURED = ("contamination", "golden_accuracy", "languages", "longer_wins", "near_duplicates", "personal_data")
 TABLES = {
     "corpus": schemas.CORPUS,
     "demonstrations": schemas.DEMONSTRATIONS,
@@ -57,6 +58,7 @@ def run(ctx: Context) -> dict[str, float]:
         found, facts = _read(ctx, prepare, quarantine)
         tables = from_rows(found.path)
         candidates, dropped = selected(tables.candidates, prepare.mixture, seed)
+        facts["languages"] = languages(candidates, seed)
         corpus, pairs, labels, weights = tables.corpus, tables.pairs, tables.labels, found.weights
 
     # 2. a draw by seed: first prompts, then demonstrations that share no row with them
@@ -146,7 +148,19 @@ def counts(facts: dict[str, Any]) -> dict[str, float]:
     rows = facts.get("rows", {})
     found = {f"rows/{rule}": float(count) for rule, count in (rows.get("dropped", {}) | facts["dropped"]).items()}
     if rows:
+        found |= {f"quality/{name}": value for name, value in _numbers({key: facts.get(key, {}) for key in MEASURED})}
         found |= {"rows/read": float(rows["read"]), "rows/quarantined": float(sum(rows["quarantined"].values()))}
+    return found
+
+
+def _numbers(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Every number in nested facts with its path."""
+    found: list[tuple[str, float]] = []
+    for key, value in sorted(tree.items()):
+        if isinstance(value, dict):
+            found += _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            found.append((f"{prefix}{key}", float(value)))
     return found
 
 
