@@ -40,7 +40,9 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
         else:
             counts["rows_dropped_by_length"] += 1
     if not kept:
-        raise DataError(f"all-filtered {table}: 0 of {len(rows)} rows left: longer than {context} tokens {len(rows)} | shorten the texts")
+        raise DataError(
+            f"all-filtered {table}: 0 of {len(rows)} rows left: longer than {context} tokens {len(rows)} | shorten the texts"
+        )
     return kept, counts
 
 
@@ -61,7 +63,9 @@ def fit_pairs(rows: list[Row], context: int, policy: str, table: str) -> tuple[l
         else:
             counts["rows_dropped_by_length"] += 1
     if not kept:
-        raise DataError(f"all-filtered {table}: 0 of {len(rows)} rows left: longer than {context} tokens {len(rows)} | shorten the texts")
+        raise DataError(
+            f"all-filtered {table}: 0 of {len(rows)} rows left: longer than {context} tokens {len(rows)} | shorten the texts"
+        )
     return kept, counts
 
 

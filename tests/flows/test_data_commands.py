@@ -81,7 +81,8 @@ def test_what_cannot_be_added_is_refused(project: Path, tmp_path: Path) -> None:
 
 def _prompts(root: Path, count: int, **more: object) -> None:
     rows = [
-        {"id": f"r{n}", "prompt": f"Question {n}?", "source": "mine" if n < 30 else "new", "split": "train"} | more for n in range(count)
+        {"id": f"r{n}", "prompt": f"Question {n}?", "source": "mine" if n < 30 else "new", "split": "train"} | more
+        for n in range(count)
     ]
     write_table(pd.DataFrame(rows), root / "artifacts/prepared/prompts.parquet")
 
