@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import NoReturn
 
 from pipelines.errors import DataError
 
@@ -25,8 +26,8 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
     if policy == "raise":
         longest = max(len(rows[number]["input_ids"]) for number in over)
         raise DataError(
-            f"long-row {table}: a row of {longest} tokens exceeds the model's context of {context} ({len(over)} of {len(rows)} rows)"
-            f" | context {context} | shorten the texts, or set excess_length: raise|drop|truncate"
+            f"long-row {table}: a row of {longest} tokens exceeds the model's context of {context}"
+            f" ({len(over)} of {len(rows)} rows) | context {context} | shorten the texts, or set excess_length: raise|drop|truncate"
         )
     counts = {"rows_dropped_by_length": 0, "rows_truncated": 0}
     kept = []
@@ -40,9 +41,7 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
         else:
             counts["rows_dropped_by_length"] += 1
     if not kept:
-        raise DataError(
-            f"all-filtered {table}: 0 of {len(rows)} rows left: longer than {context} tokens {len(rows)} | shorten the texts"
-        )
+        _refuse_none_left(table, len(rows), context)
     return kept, counts
 
 
@@ -63,9 +62,7 @@ def fit_pairs(rows: list[Row], context: int, policy: str, table: str) -> tuple[l
         else:
             counts["rows_dropped_by_length"] += 1
     if not kept:
-        raise DataError(
-            f"all-filtered {table}: 0 of {len(rows)} rows left: longer than {context} tokens {len(rows)} | shorten the texts"
-        )
+        _refuse_none_left(table, len(rows), context)
     return kept, counts
 
 
@@ -79,6 +76,12 @@ def bucketed(order: list[int], lengths: list[int], batch: int, seed: int) -> lis
         draw.shuffle(batches)
         found += [number for each in batches for number in each]
     return found
+
+
+def _refuse_none_left(table: str, rows: int, context: int) -> NoReturn:
+    raise DataError(
+        f"all-filtered {table}: 0 of {rows} rows left: longer than {context} tokens {rows} | context {context} | shorten the texts"
+    )
 
 
 def _learnt(row: Row) -> int:

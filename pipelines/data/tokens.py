@@ -111,9 +111,7 @@ def _chat_pieces(tokenizer: Any, text: str, found: list[Turn]) -> list[Piece]:
     for place, (role, content) in enumerate(said):
         before, slot, rest = rest.partition(SLOT.format(place))
         if not slot:
-            raise ConfigurationError(
-                f"chat template: it drops turn {place + 1} ({role}); use another model or prompt_format: plain"
-            )
+            raise ConfigurationError(f"chat template: it drops turn {place + 1} ({role}); use prompt_format: plain")
         made += [*_after(tokenizer, before, spoken), (_plain(tokenizer, content), role == "assistant")]
         spoken = role == "assistant"
     return made + _after(tokenizer, rest, spoken)
