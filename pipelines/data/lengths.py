@@ -27,7 +27,7 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
         longest = max(len(rows[number]["input_ids"]) for number in over)
         raise DataError(
             f"long-row {table}: a row of {longest} tokens exceeds the model's context of {context}"
-            f" ({len(over)} of {len(rows)} rows) | context {context} | shorten the texts, or set excess_length: raise|drop|truncate"
+            f" ({len(over)} of {len(rows)} rows) | context {context} | shorten, or excess_length: raise|drop|truncate"
         )
     counts = {"rows_dropped_by_length": 0, "rows_truncated": 0}
     kept = []
@@ -80,7 +80,7 @@ def bucketed(order: list[int], lengths: list[int], batch: int, seed: int) -> lis
 
 def _refuse_none_left(table: str, rows: int, context: int) -> NoReturn:
     raise DataError(
-        f"all-filtered {table}: 0 of {rows} rows left: longer than {context} tokens {rows} | context {context} | shorten the texts"
+        f"all-filtered {table}: 0 of {rows} rows left: all longer than {context} tokens | context {context} | shorten the texts"
     )
 
 

@@ -1,4 +1,4 @@
-"""The recipes for data of people and of the hub, from rows of the same shape to the report, with a model small enough to train here."""
+"""The recipes for data of people and of the hub, from rows of the same shape to the report, with a very small model."""
 
 import importlib
 import json
