@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tasks.versions import Plan
 
 
+FORMATS = ("auto", "completion", "messages", "preference", "hh", "alpaca", "ranked", "graded", "kto", "text")
+
+
 class Parser(argparse.ArgumentParser):
     """Argument errors are errors of the configuration: exit code 3."""
 
@@ -74,7 +77,7 @@ def _data_commands(data: argparse.ArgumentParser) -> None:
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND", parser_class=Parser)
     check = commands.add_parser("check", help="validate files without training (SPLIT=PATH: the rows are of that split)")
     check.add_argument("paths", nargs="+", metavar="PATH", type=_absolute)
-    check.add_argument("--format", default="auto", help="completion, messages, preference, hh, alpaca, ranked, graded, kto, text")
+    check.add_argument("--format", default="auto", choices=FORMATS, help="default: recognised by the fields")
     check.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="our names for the file's columns")
     check.add_argument(
         "--golden", default="", metavar="FILE", type=_absolute, help="trusted pairs: how many labels agree with them"

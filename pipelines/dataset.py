@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pipelines.config.data import Prepare, Source
+from pydantic import ValidationError
+
+from pipelines.config.data import Format, Prepare, Source
 from pipelines.errors import ConfigurationError, DataError, PrefloopError
 
 PREPARED = Path("artifacts/prepared")
@@ -58,7 +60,8 @@ def check(paths: list[str], format: str = "auto", columns: dict[str, str] | None
 
     named = [_split_of(path) for path in paths]
     files = [Path(os.path.abspath(path)) for _, path in named]
-    root = Path(os.path.commonpath([str(file.parent) for file in files]))
+    beside = [*files, Path(os.path.abspath(golden))] if golden else files
+    root = Path(os.path.commonpath([str(file.parent) for file in beside]))
     sources: dict[str, Source] = {}
     for (split, _), file in zip(named, files, strict=True):
         name = (
@@ -67,7 +70,10 @@ def check(paths: list[str], format: str = "auto", columns: dict[str, str] | None
             else file.name.partition(".")[0]
         )
         shown = file.relative_to(root).as_posix()
-        sources[name] = Source.model_validate({"path": shown, "format": format, "columns": columns or {}, "split": split})
+        try:
+            sources[name] = Source.model_validate({"path": shown, "format": format, "columns": columns or {}, "split": split})
+        except ValidationError as error:
+            raise ConfigurationError(f"--columns: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     settings = Prepare().model_copy(update={"source": "files", "sources": sources, "golden": _relative(golden, root)})
     with tempfile.TemporaryDirectory(prefix="prefloop-check-") as folder:
         found = ingest(settings, root, Path(folder), 0)
@@ -145,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     checked = commands.add_parser("check")
     checked.add_argument("paths", nargs="+", metavar="PATH")
-    checked.add_argument("--format", default="auto")
+    checked.add_argument("--format", default="auto", choices=[name for name in get_args(Format) if name != "template"])
     checked.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS")
     checked.add_argument("--golden", default="", metavar="FILE")
     shown = commands.add_parser("show")

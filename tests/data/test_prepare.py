@@ -168,6 +168,20 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
         _run(tmp_path, _params())
 
 
+def test_bad_rows_are_put_aside_within_the_limit_and_listed_beyond_it(tmp_path: Path) -> None:
+    rows: list[dict] = [{"prompt": f"Question {number}?", "completion": f"Answer {number}."} for number in range(100)]
+    rows[41]["completion"] = " "
+    _jsonl(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(DataError, match=r"empty-text mine\.jsonl:42 .* in 1 of 100 rows .*\.runs/prepare/quarantine\.jsonl"):
+        _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl"))
+    left = (tmp_path / ".runs" / "prepare" / "quarantine.jsonl").read_text()
+    metrics, tables, out = _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl", max_bad_fraction=0.01))
+    assert (out / "quarantine.jsonl").read_text() == left
+    assert json.loads(left)["place"] == "mine.jsonl:42 (line 42)"
+    assert (metrics["rows/read"], metrics["rows/quarantined"], len(tables["demonstrations"])) == (100.0, 1.0, 99)
+    assert metrics["quality/longer_wins/pairs"] == 0.0
+
+
 def test_quality_by_hand() -> None:
     pairs = pd.DataFrame(
         {

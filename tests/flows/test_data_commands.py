@@ -5,14 +5,16 @@ import io
 import json
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
 from flows import external
-from flows.__main__ import parser
+from flows.__main__ import FORMATS, parser
 from pipelines import dataset
+from pipelines.config.data import Format
 from pipelines.data.tables import write_table
 from pipelines.errors import ConfigurationError, DataError
 from tasks import repository
@@ -108,6 +110,17 @@ def test_tables_are_shown_and_compared_with_a_revision(project: Path) -> None:
     assert (code, "error: schema-drift: prompts: columns added: label" in said) == (2, True), said
     code, said = _said(project, "diff", "no-such-revision")
     assert (code, "no-such-revision" in said) == (3, True), said
+
+
+def test_wrong_arguments_are_errors_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(lines(good()))
+    code, said = _said(tmp_path, "check", str(tmp_path / "rows.jsonl"), "--columns", "promt=x")
+    assert (code, "'promt' is none of ours" in said) == (3, True)
+    with pytest.raises(SystemExit) as stopped:
+        parser().parse_args(["data", "check", "a.jsonl", "--format", "preferences"])
+    assert stopped.value.code == 3
+    assert "invalid choice: 'preferences'" in capsys.readouterr().err
+    assert (*get_args(Format),) == (*FORMATS, "template")
 
 
 def test_show_without_tables_says_how_to_make_them(tmp_path: Path) -> None:
