@@ -100,8 +100,8 @@ def show(root: Path, examples: int) -> list[str]:
         by = [column for column in ("source", "task", "template") if column in table][:2] or ["group"]
         lines.append(f"{name}: {len(table)} rows")
         counted = table.groupby([by[0], "split"], observed=True).size().unstack(fill_value=0)
-        for source, row in counted.iterrows():
-            lines.append(f"  {source}: " + ", ".join(f"{split} {row.get(split, 0)}" for split in SPLIT_NAMES))
+        for source, numbers in counted.iterrows():
+            lines.append(f"  {source}: " + ", ".join(f"{split} {numbers.get(split, 0)}" for split in SPLIT_NAMES))
         for row in table.head(examples).to_dict("records"):
             shown = {
                 key: _short(row[key]) for key in ("prompt", "completion", "chosen", "rejected", "label", "text") if key in row

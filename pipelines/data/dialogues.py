@@ -45,7 +45,7 @@ def checked(messages: Any, name: str) -> list[Turn]:
         kind = "an empty list" if messages == [] else type(messages).__name__
         raise BadRow("wrong-type", f"{name}: expected a list of messages, got {kind}", "write [{role, content}, ...]", name)
     found: list[Turn] = []
-    expected = ("system", "user")
+    expected: tuple[str, ...] = ("system", "user")
     for message in messages:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in MARKS:

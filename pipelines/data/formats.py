@@ -258,7 +258,7 @@ def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     prompt, answers = fields.text(record, "prompt"), fields.get(record, "answers")
     if type(answers) is not list or len(answers) < 2:
         raise BadRow("wrong-type", "answers: expected a list of two or more", "write the answers as a list", "answers")
-    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
+    texts: list[Any] = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
     if not all(type(text) is str and text.strip() and "\0" not in text for text in texts):
         raise BadRow("empty-text", "answers: an answer is empty after strip, or no string", "fill it in", "answers")
     scores, ranks = (_listed(record, fields, answers, name) for name in ("scores", "ranks"))

@@ -57,7 +57,7 @@ class Phrasings:
         if not names:
             raise BadRow("no-template", f"task {task!r} has held-out templates only", "hold fewer out", "template")
         name = names[seed_for("template", id_) % len(names)]
-        sides = {side: self._rendered(template, record, name) for side, template in choices[name].items()}
+        sides: dict[str, Any] = {side: self._rendered(template, record, name) for side, template in choices[name].items()}
         kind = "pair" if "chosen" in sides else "demonstration"
         meta = meta_of(record, self.fields, self.source, self.origin) | {"template": name}
         return [Row(kind, **sides, **meta)]

@@ -48,12 +48,13 @@ def run(ctx: Context) -> dict[str, float]:
     prepare, seed = _with_sources(ctx.params.prepare), ctx.params.seed
     quarantine = ctx.out("prepared/quarantine.jsonl")
     quarantine.write_text("", encoding="utf-8")
+    facts: dict[str, Any] = {}
     # 1. the sources: one row a possible demonstration or prompt; pairs and labels as they come
     if prepare.source == "plays":
         candidates, corpus = from_plays(read_plays(prepare.package), prepare)
         candidates, leaked = without_leaks(candidates)
         pairs, labels, weights = schemas.empty(schemas.PAIRS), schemas.empty(schemas.LABELS), {}
-        dropped, facts = {"prompt_in_two_splits": leaked}, {}
+        dropped = {"prompt_in_two_splits": leaked}
     else:
         found, facts = _read(ctx, prepare, quarantine)
         tables = from_rows(found.path)

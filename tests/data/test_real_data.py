@@ -5,6 +5,7 @@ The slow test reads what is brought in with ``prefloop data add``; without the f
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,8 @@ def test_t0_rows_are_mixed_with_their_templates(tmp_path: Path) -> None:
     assert shown["task"].nunique() == 11
     assert train.groupby("task")["template"].nunique().max() <= 4
     assert "Example_prompt" not in set(train["template"])
-    assert train["task"].value_counts().max() < 3 * train["task"].value_counts().min(), "temperature 2 evens tasks out"
+    counts = train["task"].value_counts()
+    assert counts.iloc[0] < 1.2 * counts.iloc[9], "temperature 2 evens out all tasks but quoref, which has fewer rows than its share"
     assert facts["rows"]["read"] == 7014
     assert facts["rows"]["dropped"]["duplicate"] == 49
     assert facts["languages"]["en"] > 0.9
@@ -177,7 +179,7 @@ WORDS = [
 
 
 def _text(number: int, words: int) -> str:
-    return " ".join(WORDS[(number * 7 + place * (number % 5 + 1)) % len(WORDS)] for place in range(words))
+    return " ".join(random.Random(number).choices(WORDS, k=words))
 
 
 SHAPES: dict[str, list[dict[str, Any]]] = {
