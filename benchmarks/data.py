@@ -1,6 +1,6 @@
 """Time and memory of reading, checking, deduplicating, splitting and writing preference rows; the same with the obvious peer.
 
-``python benchmarks/data.py [--rows N]``: a tenth of the rows first, then all of them, each part in a process of its own
+``python benchmarks/data.py [--rows N] [--parts rows near peer]``: a tenth of the rows first, then all of them, each part in a process of its own
 (its peak memory is measured); then datasets + pandas with checks row by row. Writes benchmarks/results/data.json.
 """
 
@@ -30,7 +30,8 @@ def main() -> None:
     """Make the rows, measure each part in a process of its own, save."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--part", choices=sorted(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.part:
@@ -44,8 +45,9 @@ def main() -> None:
             own = Path(folder) / str(rows)
             own.mkdir()
             size = make(own / "rows.jsonl", rows)
-            result["parts"][str(rows)] = {"bytes": size} | {name: _measured(name, own) for name in ("rows", "near", "peer")}
-    common.save("data", result | common.facts("python benchmarks/data.py"))
+            result["parts"][str(rows)] = {"bytes": size} | {name: _measured(name, own) for name in options.parts}
+    command = "python benchmarks/data.py" + (f" --parts {' '.join(options.parts)}" if options.parts != list(PARTS) else "")
+    common.save("data", result | common.facts(command))
 
 
 def make(path: Path, rows: int) -> int:

@@ -138,10 +138,11 @@ def data() -> str:
     }
     rows = ["| rows | what | seconds | processor seconds | peak memory (GB) |", "|---|---|---|---|---|"]
     for count, parts in sorted(result["parts"].items(), key=lambda item: int(item[0])):
-        for name, label in labels.items():
-            part = parts[name]
+        for name, part in parts.items():
+            if name == "bytes":
+                continue
             rows.append(
-                f"| {int(count):,} ({parts['bytes'] / 1e9:.2f} GB) | {label} | {part['seconds']:.0f} "
+                f"| {int(count):,} ({parts['bytes'] / 1e9:.2f} GB) | {labels[name]} | {part['seconds']:.0f} "
                 f"| {part['cpu_seconds']:.0f} | {part['peak_rss_bytes'] / 1e9:.2f} |"
             )
     return "\n".join(rows) + f"\n\n{result['note']} {_provenance(result)}\n"

@@ -219,16 +219,16 @@ def _hh(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
             raise BadRow("empty-text", f"{name}: empty after strip", "fill it in or remove the row", name)
-    return [_pair(prompt, chosen, rejected)], 0
+    return [pair_of(prompt, chosen, rejected)], 0
 
 
 def _preference(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     if type(fields.get(record, "chosen")) is list:
-        return [_pair(*_of_messages(record, fields))], 0
+        return [pair_of(*_of_messages(record, fields))], 0
     chosen, rejected = fields.text(record, "chosen"), fields.text(record, "rejected")
     asked = fields.get(record, "prompt")
     prompt = dialogues.prompt_of(_asked(asked)) if type(asked) is list else fields.text(record, "prompt")
-    return [_pair(prompt, chosen, rejected)], 0
+    return [pair_of(prompt, chosen, rejected)], 0
 
 
 def _of_messages(record: Record, fields: Fields) -> tuple[str, str, str]:
@@ -272,7 +272,7 @@ def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
             ties += 1
         else:
             margin = values[best] - values[worst] if scores is not None else None
-            rows.append(_pair(prompt, texts[best], texts[worst])._replace(margin=margin))
+            rows.append(pair_of(prompt, texts[best], texts[worst])._replace(margin=margin))
     return rows, ties
 
 
@@ -302,10 +302,11 @@ def _graded(record: Record, fields: Fields, source: Source) -> tuple[list[Row], 
     if value == 0 or first.strip() == second.strip():
         return [], 1
     better, worse = (first, second) if value > 0 else (second, first)
-    return [_pair(prompt, better, worse)._replace(margin=abs(value))], 0
+    return [pair_of(prompt, better, worse)._replace(margin=abs(value))], 0
 
 
-def _pair(prompt: str, chosen: str, rejected: str) -> Row:
+def pair_of(prompt: str, chosen: str, rejected: str) -> Row:
+    """A pair. Raises BadRow where the two answers are the same."""
     if chosen.strip() == rejected.strip():
         raise BadRow("chosen-equals-rejected", "chosen equals rejected", "remove the row: it prefers nothing")
     return Row("pair", prompt, chosen=chosen, rejected=rejected)

@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.config.data import Mixture, Source
 from pipelines.context import seed_for
-from pipelines.data.formats import Fields, Row, meta_of, task_of
+from pipelines.data.formats import Fields, Row, meta_of, pair_of, task_of
 from pipelines.data.problems import BadRow
 from pipelines.data.texts import normal
 from pipelines.errors import ConfigurationError
@@ -58,9 +58,9 @@ class Phrasings:
             raise BadRow("no-template", f"task {task!r} has held-out templates only", "hold fewer out", "template")
         name = names[seed_for("template", id_) % len(names)]
         sides: dict[str, Any] = {side: self._rendered(template, record, name) for side, template in choices[name].items()}
-        kind = "pair" if "chosen" in sides else "demonstration"
+        row = pair_of(**sides) if "chosen" in sides else Row("demonstration", **sides)
         meta = meta_of(record, self.fields, self.source, self.origin) | {"template": name}
-        return [Row(kind, **sides, **meta)]
+        return [row._replace(**meta)]
 
     def _rendered(self, template: Template, record: dict[str, Any], name: str) -> str:
         try:
