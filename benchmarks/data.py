@@ -1,6 +1,7 @@
 """Time and memory of reading, checking, deduplicating, splitting and writing preference rows; the same with the obvious peer.
 
-``python benchmarks/data.py [--rows N] [--parts rows near peer]``: a tenth of the rows first, then all of them, each part in a process of its own
+``python benchmarks/data.py [--rows N] [--parts rows near peer]``:
+a tenth of the rows first, then all of them, each part in a process of its own
 (its peak memory is measured); then datasets + pandas with checks row by row. Writes benchmarks/results/data.json.
 """
 

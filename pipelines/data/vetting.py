@@ -77,13 +77,11 @@ def named(path: Path, numbers: list[int]) -> list[tuple[str, str]]:
 def _contradictions(found: Ingested) -> None:
     if not len(found.conflicts):
         return
-    places = named(found.path, found.conflicts[:EXAMPLES].reshape(-1).tolist())
-    for index in range(len(found.conflicts)):
-        one, two = places[2 * index : 2 * index + 2] if index < EXAMPLES else (("", ""), ("", ""))
+    places = named(found.path, found.conflicts.reshape(-1).tolist())
+    for one, two in zip(places[::2], places[1::2], strict=True):
         what = f"contradictory preference: {one[0]} and {two[0]} say the opposite"
         found.ledger.refuse(f"{one[1]} and {two[1]}", BadRow("contradictory-preference", what, "keep one of the two"))
-    if len(found.conflicts):
-        found.ledger.bad["contradictory-preference"].count = 2 * len(found.conflicts)
+    found.ledger.bad["contradictory-preference"].count = found.conflicts.size
 
 
 def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_t0_rows_are_mixed_with_their_templates(tmp_path: Path) -> None:
     assert "Example_prompt" not in set(train["template"])
     counts = train["task"].value_counts()
     assert counts.iloc[0] < 1.2 * counts.iloc[9], (
-        "temperature 2 evens out all tasks but quoref, which has fewer rows than its share"
+        "temperature 2 evens out all tasks but quoref, which lacks rows"
     )
     assert facts["rows"]["read"] == 7014
     assert facts["rows"]["dropped"]["duplicate"] == 49
