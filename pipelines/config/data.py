@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from pipelines.config.section import NAME, Count, Fraction, Positive, Section
 
 Format = Literal["auto", "completion", "messages", "preference", "hh", "alpaca", "ranked", "graded", "kto", "text", "template"]
+HUB = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$|^$"
+"""A data set's id: never a path, which DVC would not know."""
+
 OURS = (
     "prompt", "completion", "messages", "chosen", "rejected", "instruction", "input", "output", "answers", "scores", "ranks",
     "first", "second", "grade", "label", "text", "group", "annotator", "margin", "weight", "source", "dataset", "category",
@@ -40,7 +43,7 @@ class Source(Section):
     """
 
     path: str = ""
-    hub: str = ""
+    hub: Annotated[str, Field(pattern=HUB)] = ""
     subset: str = ""
     revision: str = ""
     hub_split: str = "train"

@@ -188,7 +188,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "imdb": [{"text": f"{number} {_text(number, 60)}.", "label": number % 2} for number in range(400)],
     "tldr": [
         {
-            "prompt": f"SUBREDDIT: r/{number % 9}\n\nTITLE: {number}\n\nPOST: {_text(number, 20)}\n\nTL;DR:",
+            "prompt": f"SUBREDDIT: r/{number % 9}\n\nTITLE: {number}\n\nPOST: {_text(number, 8)}\n\nTL;DR:",
             "completion": f" {_text(number + 1, 9)}",
         }
         for number in range(400)

@@ -229,7 +229,8 @@ def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
 def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network the hub cannot be reached, and that is said; the streaming path reads a folder of the same layout."""
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
-    found, _ = _ingest(tmp_path, {"mine": Source(hub=str(tmp_path), revision="0123456789")})
+    local = Source(hub="some/set", revision="0123456789").model_copy(update={"hub": str(tmp_path)})
+    found, _ = _ingest(tmp_path, {"mine": local})
     assert _prompts(found.path) == [row["prompt"] for row in ROWS]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
@@ -244,6 +245,7 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
     [
         ({}, "one of them"),
         ({"hub": "a/b"}, "needs revision"),
+        ({"hub": "../data", "revision": "0123456789"}, "should match pattern"),
         ({"path": "a.jsonl", "columns": {"promt": "x"}}, "'promt' is none of ours"),
         ({"path": "a.jsonl", "format": "template"}, "go together"),
         ({"path": "a.jsonl", "format": "template", "templates": "../x.yaml"}, "below data/templates/"),
