@@ -17,13 +17,21 @@ from tests.stages.local import Here
 SMALL = {"adapter": "none", "precision": "float32", "batch_size": 8, "micro_batch_size": 8}
 
 
+def vowels(prompts: list[str], answers: list[str]) -> list[float]:
+    """A judge for what a model of random weights writes, which has no words for a lexicon to know."""
+    return [sum(answer.count(vowel) for vowel in "aeiou") / max(len(answer), 1) for answer in answers]
+
+
 def _small(params: Params) -> Params:
     """One offline policy, a model of random weights with a context of 128 tokens, short answers."""
+    judge = params.preferences.judge.model_copy(update={"kind": "callable", "callable": f"{__name__}:vowels"})
     generation = params.evaluate.generation.model_copy(update={"max_new_tokens": 8})
     return params.model_copy(
         update={
             "sft": params.sft.model_copy(update=SMALL),
-            "preferences": params.preferences.model_copy(update={"precision": "float32", "generation": generation}),
+            "preferences": params.preferences.model_copy(
+                update={"precision": "float32", "generation": generation, "judge": judge, "min_margin": 0.01}
+            ),
             "reward": params.reward.model_copy(update=SMALL | {"layers": 0}),
             "policies": {"dpo": params.policies["dpo"].model_copy(update=SMALL)},
             "evaluate": params.evaluate.model_copy(update={"precision": "float32", "generation": generation}),
