@@ -88,9 +88,7 @@ def test_t0_rows_are_mixed_with_their_templates(tmp_path: Path) -> None:
     assert train.groupby("task")["template"].nunique().max() <= 4
     assert "Example_prompt" not in set(train["template"])
     counts = train["task"].value_counts()
-    assert counts.iloc[0] < 1.2 * counts.iloc[9], (
-        "temperature 2 evens out all tasks but quoref, which lacks rows"
-    )
+    assert counts.iloc[0] < 1.2 * counts.iloc[9], "temperature 2 evens out all tasks but quoref, which lacks rows"
     assert facts["rows"]["read"] == 7014
     assert facts["rows"]["dropped"]["duplicate"] == 49
     assert facts["languages"]["en"] > 0.9
