@@ -19,7 +19,7 @@ TEXTS = st.lists(st.lists(st.sampled_from(["a", "b", "cc", "é"]), min_size=1, m
 
 
 @given(texts=TEXTS, width=st.integers(1, 8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_equal_grams_have_equal_hashes_and_only_those(texts: list[str], width: int) -> None:
     hashes, offsets = grams(texts, width)
     words = [text.split() for text in texts]
@@ -65,7 +65,7 @@ def test_the_text_of_a_template_is_no_contamination() -> None:
 
 
 @given(rows=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 1)), max_size=30), part=st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_repeats_and_conflicts_as_by_brute_force(tmp_path_factory: pytest.TempPathFactory, rows: list, part: int) -> None:
     found = seen.Seen(tmp_path_factory.mktemp("seen") / "seen.bin")
     for text, way in rows:
