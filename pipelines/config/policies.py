@@ -42,7 +42,7 @@ class RewardTerm(Section):
 
 
 class Ppo(Policy):
-    """PPO-clip and its relatives with a KL penalty (PPO.md).
+    """PPO-clip and its relatives with a KL penalty (docs/ppo.md).
 
     ``batch_size`` is prompts a step; ``mini_batch_size`` and ``micro_batch_size`` are answers (prompts times
     ``samples_per_prompt``); ``beta`` is reward per nat, ``kl_target`` nats per sequence (0 = fixed beta),

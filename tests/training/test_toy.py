@@ -1,4 +1,4 @@
-"""The correctness gate: on an enumerable language model every method reaches the optimum that theory says (PPO.md)."""
+"""The correctness gate: on an enumerable language model every method reaches the optimum that theory says (docs/ppo.md)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A language model small enough to enumerate: 4 tokens, 3 steps, 64 sequences, so the optimum is known exactly.
 
-pi*(y) = pi_ref(y) exp(r(y) / beta) / Z and J* = beta log E_ref[exp(r / beta)] (PPO.md).
+pi*(y) = pi_ref(y) exp(r(y) / beta) / Z and J* = beta log E_ref[exp(r / beta)] (docs/ppo.md).
 """
 
 from __future__ import annotations
