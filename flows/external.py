@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -40,7 +41,7 @@ def add(root: Path, path: Path, name: str, source: str, licence: str) -> Path:
             each.chmod(0o755 if each.is_dir() else 0o644)
     else:
         shutil.copyfile(path, target)
-    command = [repository.tool("dvc"), "add", "--quiet", str(EXTERNAL / name)]
+    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(EXTERNAL / name)]
     done = subprocess.run(command, cwd=root, env=repository.environment(root), capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(target) if target.is_dir() else target.unlink()

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -31,7 +32,7 @@ def project(tmp_path: Path) -> Path:
     _run(root, "git", "init", "--quiet")
     _run(root, "git", "config", "user.email", "test@example.org")
     _run(root, "git", "config", "user.name", "test")
-    _run(root, repository.tool("dvc"), "init", "--quiet", "--force")
+    _run(root, sys.executable, "-m", "dvc", "init", "--quiet", "--force")
     return root
 
 
@@ -60,7 +61,7 @@ def test_a_set_is_copied_versioned_and_described(project: Path, tmp_path: Path) 
     status = _run(project, "git", "status", "--porcelain", "--untracked-files=all").splitlines()
     assert "?? data/external/mine.dvc" in status, "the description is committed"
     assert not [line for line in status if "rows.jsonl" in line], "the rows are not"
-    assert _run(project, repository.tool("dvc"), "status", "data/external/mine.dvc").strip().endswith("up to date.")
+    assert _run(project, sys.executable, "-m", "dvc", "status", "data/external/mine.dvc").strip().endswith("up to date.")
     with pytest.raises(ConfigurationError, match="is there already"):
         external.add(project, tmp_path / "mine", "", "x", "MIT")
     code, said = _said(project, "check", str(project / path))
@@ -92,7 +93,7 @@ def _prompts(root: Path, count: int, **more: object) -> None:
 def test_tables_are_shown_and_compared_with_a_revision(project: Path) -> None:
     _prompts(project, 30)
     (project / ".gitignore").write_text("", encoding="utf-8")
-    _run(project, repository.tool("dvc"), "add", "--quiet", "artifacts/prepared/prompts.parquet")
+    _run(project, sys.executable, "-m", "dvc", "add", "--quiet", "artifacts/prepared/prompts.parquet")
     _run(project, "git", "add", "-A")
     _run(project, "git", "commit", "--quiet", "-m", "first")
     code, said = _said(project, "show", "--examples", "1")
