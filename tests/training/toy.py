@@ -173,7 +173,8 @@ def bradley_terry_pairs(folder: Path, reference: torch.Tensor, count: int) -> Pa
     frame["split"] = ["validation" if number < 64 else "train" for number in range(len(frame))]
     same = {"prompt_id": "q", "prompt": "0", "judge": "table", "group": "toy", "margin": float("nan"), "source": "judge"}
     frame = frame.assign(**same, chosen_ended=False, rejected_ended=False)
-    write_table(frame, folder / "pairs.parquet", PAIRS)
+    required = [name for name, column in PAIRS.columns.items() if column.required]
+    write_table(frame[required], folder / "pairs.parquet", PAIRS)
     return folder / "pairs.parquet"
 
 
