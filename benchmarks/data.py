@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import ROOT, facts, save
 
-from benchmarks import common
+sys.path.insert(0, str(ROOT))
 
 WORDS = 20_000
 FRAGMENTS = 40_000
@@ -48,7 +48,7 @@ def main() -> None:
             size = make(own / "rows.jsonl", rows)
             result["parts"][str(rows)] = {"bytes": size} | {name: _measured(name, own) for name in options.parts}
     command = "python benchmarks/data.py" + (f" --parts {' '.join(options.parts)}" if options.parts != list(PARTS) else "")
-    common.save("data", result | common.facts(command))
+    save("data", result | facts(command))
 
 
 def make(path: Path, rows: int) -> int:
@@ -121,7 +121,7 @@ def _measured(part: str, folder: Path) -> dict[str, Any]:
     """Seconds of the clock and of the processor, and the peak memory of one part with its start."""
     command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
     started = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=common.ROOT)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None
     said = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)

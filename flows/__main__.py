@@ -98,12 +98,11 @@ def _data_commands(data: argparse.ArgumentParser) -> None:
 
 
 def _absolute(path: str) -> str:
+    """The caller's path, also behind ``train=``; "" stays what it is (an option that was not given)."""
     split, mark, rest = path.partition("=")
-    return (
-        f"{split}={os.path.abspath(rest)}"
-        if mark and split in ("train", "validation", "test")
-        else path and os.path.abspath(path)
-    )
+    if mark and split in ("train", "validation", "test"):
+        return f"{split}={os.path.abspath(rest)}"
+    return os.path.abspath(path) if path else ""
 
 
 def main(arguments: list[str] | None = None) -> int:

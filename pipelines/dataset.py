@@ -29,8 +29,7 @@ def main(arguments: list[str], root: Path) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "check":
-            columns = dict(pair.split("=", 1) for pair in options.columns if "=" in pair)
-            report = check(options.paths, options.format, columns, options.golden)
+            report = check(options.paths, options.format, _mapping(options.columns), options.golden)
             print("\n".join(report), flush=True)
         elif options.command == "show":
             print("\n".join(show(root, options.examples)), flush=True)
@@ -64,11 +63,8 @@ def check(paths: list[str], format: str = "auto", columns: dict[str, str] | None
     root = Path(os.path.commonpath([str(file.parent) for file in beside]))
     sources: dict[str, Source] = {}
     for (split, _), file in zip(named, files, strict=True):
-        name = (
-            f"{file.name.partition('.')[0]}-{len(sources)}"
-            if file.name.partition(".")[0] in sources
-            else file.name.partition(".")[0]
-        )
+        stem = file.name.partition(".")[0]
+        name = f"{stem}-{len(sources)}" if stem in sources else stem
         shown = file.relative_to(root).as_posix()
         try:
             sources[name] = Source.model_validate({"path": shown, "format": format, "columns": columns or {}, "split": split})
@@ -158,6 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--examples", type=int, default=2, metavar="N")
     commands.add_parser("diff").add_argument("revision", metavar="REV")
     return top
+
+
+def _mapping(pairs: list[str]) -> dict[str, str]:
+    """``OURS=THEIRS`` arguments as a mapping."""
+    odd = next((pair for pair in pairs if "=" not in pair), None)
+    if odd is not None:
+        raise ConfigurationError(f"--columns {odd}: expected OURS=THEIRS, such as prompt=question")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _split_of(path: str) -> tuple[str, str]:

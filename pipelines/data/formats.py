@@ -213,13 +213,15 @@ def _hh(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     prompt, chosen = dialogues.split_last(fields.text(record, "chosen"), "chosen")
     other, rejected = dialogues.split_last(fields.text(record, "rejected"), "rejected")
     if prompt != other:
-        raise BadRow(
-            "prompts-differ", "chosen and rejected do not share their prompt", "remove the row: answers to two questions"
-        )
+        raise _prompts_differ()
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
             raise BadRow("empty-text", f"{name}: empty after strip", "fill it in or remove the row", name)
     return [pair_of(prompt, chosen, rejected)], 0
+
+
+def _prompts_differ() -> BadRow:
+    return BadRow("prompts-differ", "chosen and rejected do not share their prompt", "remove the row: answers to two questions")
 
 
 def _preference(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
@@ -238,9 +240,7 @@ def _of_messages(record: Record, fields: Fields) -> tuple[str, str, str]:
     before = asked if type(asked) is list else [{"role": "user", "content": asked}] if type(asked) is str else []
     found = [dialogues.checked(before + (side if type(side) is list else []), "chosen") for side in sides]
     if found[0][:-1] != found[1][:-1]:
-        raise BadRow(
-            "prompts-differ", "chosen and rejected do not share their prompt", "remove the row: answers to two questions"
-        )
+        raise _prompts_differ()
     if any(turns[-1][0] != "assistant" or len(turns) < 2 for turns in found):
         raise BadRow("role-order", "chosen and rejected end with an answer of role assistant, to a prompt", "add it", "chosen")
     return dialogues.prompt_of(found[0][:-1]), found[0][-1][1], found[1][-1][1]
@@ -298,7 +298,10 @@ def _graded(record: Record, fields: Fields, source: Source) -> tuple[list[Row], 
             raise BadRow("unknown-grade", what, "add it to grades:, above 0 where the first is better", "grade")
         value = source.grades[grade]
     else:
-        value = fields.number(record, "grade") or 0.0
+        number = fields.number(record, "grade")
+        if number is None:
+            raise BadRow("missing", "grade: missing", "give a grade (0 is a tie) or remove the row", "grade")
+        value = number
     if value == 0 or first.strip() == second.strip():
         return [], 1
     better, worse = (first, second) if value > 0 else (second, first)

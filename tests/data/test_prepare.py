@@ -11,20 +11,12 @@ from pipelines.adapters.cluster import connect
 from pipelines.config import Params, load
 from pipelines.config.data import Source
 from pipelines.context import Context
-from pipelines.data import schemas
 from pipelines.data.quality import leaks, quality
 from pipelines.data.tables import read_table
 from pipelines.errors import DataError
 from pipelines.stages import prepare
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
-TABLES = {
-    "corpus": schemas.CORPUS,
-    "demonstrations": schemas.DEMONSTRATIONS,
-    "labels": schemas.LABELS,
-    "preferences": schemas.PAIRS,
-    "prompts": schemas.PROMPTS,
-}
 
 
 def _params(seed: int = 1, **section: object) -> Params:
@@ -41,7 +33,7 @@ def _run(root: Path, params: Params) -> tuple[dict[str, float], dict[str, pd.Dat
         ctx = Context("prepare", params, root, scratch, Journal(None), cluster)
         metrics = prepare.run(ctx)
     out = scratch / "outs" / "artifacts" / "prepared"
-    return metrics, {name: read_table(out / f"{name}.parquet", schema) for name, schema in TABLES.items()}, out
+    return metrics, {name: read_table(out / f"{name}.parquet", schema) for name, schema in prepare.TABLES.items()}, out
 
 
 def _hashes(out: Path) -> dict[str, str]:

@@ -127,6 +127,9 @@ def test_graded_comparisons_with_words_for_grades_and_an_annotator() -> None:
     assert _rows(record | {"preference": "tie"}, **settings)[:2] == ([], 1)
     with pytest.raises(BadRow, match="'c' is none of a, tie, b"):
         _rows(record | {"preference": "c"}, **settings)
+    source = Source(path="x.jsonl", **settings)
+    with pytest.raises(BadRow, match="grade: missing"):  # not a tie: nobody has judged
+        reader("graded", source, "mine")(record | {"preference": None})
 
 
 def test_columns_are_mapped_and_optional_ones_stay() -> None:

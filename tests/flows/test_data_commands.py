@@ -117,6 +117,8 @@ def test_wrong_arguments_are_errors_of_the_configuration(tmp_path: Path, capsys:
     (tmp_path / "rows.jsonl").write_bytes(lines(good()))
     code, said = _said(tmp_path, "check", str(tmp_path / "rows.jsonl"), "--columns", "promt=x")
     assert (code, "'promt' is none of ours" in said) == (3, True)
+    code, said = _said(tmp_path, "check", str(tmp_path / "rows.jsonl"), "--columns", "prompt")
+    assert (code, "--columns prompt: expected OURS=THEIRS" in said) == (3, True)
     with pytest.raises(SystemExit) as stopped:
         parser().parse_args(["data", "check", "a.jsonl", "--format", "preferences"])
     assert stopped.value.code == 3
