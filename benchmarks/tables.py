@@ -126,8 +126,30 @@ def ppo() -> str:
     return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
 
 
+def data() -> str:
+    """Seconds and memory of the data's way, ours and the peer's."""
+    result = _load("data")
+    if result is None:
+        return "Not measured yet.\n"
+    labels = {
+        "rows": "read, check, drop repeats, split, write Parquet",
+        "near": "near duplicates (MinHash) and 8-gram contamination",
+        "peer": "datasets + pandas, checks row by row: as the first line",
+    }
+    rows = ["| rows | what | seconds | processor seconds | peak memory (GB) |", "|---|---|---|---|---|"]
+    for count, parts in sorted(result["parts"].items(), key=lambda item: int(item[0])):
+        for name, part in parts.items():
+            if name == "bytes":
+                continue
+            rows.append(
+                f"| {int(count):,} ({parts['bytes'] / 1e9:.2f} GB) | {labels[name]} | {part['seconds']:.0f} "
+                f"| {part['cpu_seconds']:.0f} | {part['peak_rss_bytes'] / 1e9:.2f} |"
+            )
+    return "\n".join(rows) + f"\n\n{result['note']} {_provenance(result)}\n"
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
-TABLES = {"seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo}
+TABLES = {"seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data}
 
 
 def _load(name: str) -> dict[str, Any] | None:

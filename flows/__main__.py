@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tasks.versions import Plan
 
 
+FORMATS = ("auto", "completion", "messages", "preference", "hh", "alpaca", "ranked", "graded", "kto", "text")
+
+
 class Parser(argparse.ArgumentParser):
     """Argument errors are errors of the configuration: exit code 3."""
 
@@ -66,10 +69,44 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=1)
     generate.add_argument("prompt", metavar="PROMPT")
     generate.set_defaults(action=do_generate)
+    _data_commands(commands.add_parser("data", help="check, show, compare and add data"))
 
     promotion_commands.add(commands)
     loop_commands.add(commands)
     return top
+
+
+def _data_commands(data: argparse.ArgumentParser) -> None:
+    """``prefloop data ...``; paths are the caller's, so they are made absolute before the project's root becomes the folder."""
+    commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND", parser_class=Parser)
+    check = commands.add_parser("check", help="validate files without training (SPLIT=PATH: the rows are of that split)")
+    check.add_argument("paths", nargs="+", metavar="PATH", type=_absolute)
+    check.add_argument("--format", default="auto", choices=FORMATS, help="default: recognised by the fields")
+    check.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="our names for the file's columns")
+    check.add_argument(
+        "--golden", default="", metavar="FILE", type=_absolute, help="trusted pairs: how many labels agree with them"
+    )
+    show = commands.add_parser("show", help="the prepared tables: sources, splits, counts, examples")
+    show.add_argument("--examples", type=int, default=2, metavar="N")
+    commands.add_parser("diff", help="what changed in the prepared tables since a git revision").add_argument(
+        "revision", metavar="REV"
+    )
+    for command in (check, show, commands.choices["diff"]):
+        command.set_defaults(action=do_data)
+    add = commands.add_parser("add", help="copy a file or folder to data/external/NAME and version it with DVC")
+    add.add_argument("path", metavar="PATH", type=_absolute)
+    add.add_argument("--name", default="", help="default: the file's or folder's name")
+    add.add_argument("--source", required=True, help="where it comes from: an address, a commit, a person")
+    add.add_argument("--licence", required=True, help="under which terms, as in MIT or CC-BY-4.0")
+    add.set_defaults(action=do_data_add)
+
+
+def _absolute(path: str) -> str:
+    """The caller's path, also behind ``train=``; "" stays what it is (an option that was not given)."""
+    split, mark, rest = path.partition("=")
+    if mark and split in ("train", "validation", "test"):
+        return f"{split}={os.path.abspath(rest)}"
+    return os.path.abspath(path) if path else ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,6 +230,30 @@ def do_generate(root: Path, options: argparse.Namespace) -> int:
             return child.wait()
         except KeyboardInterrupt:
             return child.wait() or 130
+
+
+def do_data(root: Path, options: argparse.Namespace) -> int:
+    """Hand over to ``python -m pipelines data``, which reads the rows."""
+    import subprocess
+
+    from tasks import repository
+
+    arguments = {
+        "check": lambda: [*options.paths, "--format", options.format, "--golden", options.golden, "--columns", *options.columns],
+        "show": lambda: ["--examples", str(options.examples)],
+        "diff": lambda: [options.revision],
+    }[options.data_command]()
+    command = [sys.executable, "-m", "pipelines", "data", options.data_command, *arguments]
+    return subprocess.run(command, cwd=root, env=repository.environment(root), check=False).returncode
+
+
+def do_data_add(root: Path, options: argparse.Namespace) -> int:
+    """Bring a set of data in."""
+    from flows import external
+
+    path = external.add(root, Path(options.path), options.name, options.source, options.licence)
+    print(f"{path} is versioned by DVC; `prefloop data check {path}` validates it, docs/data.md shows how to train on it")
+    return 0
 
 
 def _run_seeds(root: Path, options: argparse.Namespace) -> int:

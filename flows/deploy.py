@@ -65,7 +65,7 @@ def automations() -> list[Any]:
                 after={beat}, expect={beat, *ended}, match=runs, for_each={"prefect.resource.id"},
                 posture=Posture.Proactive, threshold=1, within=timedelta(seconds=3 * BEAT),
             ),
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, message="its process died: no heartbeat")],
+            actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its process died: no heartbeat", force=False)],
         )
     ]  # fmt: skip
     if NOTIFY in os.environ:

@@ -132,7 +132,7 @@ def do_champion(root: Path, options: argparse.Namespace) -> int:
     version = office.registry.version(now.champion)
     entry = next(one for one in office.ledger.entries(office.name) if one.number == now.fence)
     metrics = {key.removeprefix("metric."): value for key, value in sorted(version.tags.items()) if key.startswith("metric.")}
-    facts = {
+    facts: dict[str, str] = {
         "version": version.uri,
         "since": f"{entry.time} (ledger entry {entry.number})",
         "previous": now.previous or "none",
@@ -141,7 +141,7 @@ def do_champion(root: Path, options: argparse.Namespace) -> int:
         "cost": version.tags.get("prefloop.cost", ""),
         **{key: metrics[key] for key in ("win_rate", "win_rate_ci", "gold_mean", "kl", "eos_rate") if key in metrics},
     }
-    print(_aligned([(key, value) for key, value in facts.items()]))
+    print(_aligned(list(facts.items())))
     return 0
 
 

@@ -17,20 +17,20 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-COMMANDS = ("generate", "challenge", "observe")
-"""Modules of this package with ``main(arguments, root)``."""
+COMMANDS = {"challenge": "challenge", "data": "dataset", "generate": "generate", "observe": "observe"}
+"""What is no stage, and its module of this package, which has ``main(arguments, root)``."""
 
 
 def main() -> int:
-    """Run the stage that the command line names; or what is no stage: ``generate`` tries a model, and so on."""
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-        return int(importlib.import_module(f"pipelines.{sys.argv[1]}").main(sys.argv[2:], Path.cwd()))
+    """Run the stage that the command line names, or what is no stage: ``data`` looks at data, ``generate`` tries a model."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in COMMANDS:
+        return int(importlib.import_module(f"pipelines.{COMMANDS[command]}").main(sys.argv[2:], Path.cwd()))
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr)
         return 0 if "--help" in sys.argv or "-h" in sys.argv else 3
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     from pipelines import runner
 
     return runner.main(sys.argv[1], Path.cwd())

@@ -59,9 +59,9 @@ def head_to_head(ours: pd.DataFrame, theirs: pd.DataFrame, groups: dict[str, str
     by_group = {}
     for group in sorted(set(groups.values())):
         ids = {id_ for id_, name in groups.items() if name == group}
-        some = [table[table["prompt_id"].isin(ids)] for table in (ours, theirs)]
-        if len(some[0]):
-            by_group[group] = _shown(_compared(*some, params)) | {"prompts": int(some[0]["prompt_id"].nunique())}
+        mine, other = (table[table["prompt_id"].isin(ids)] for table in (ours, theirs))
+        if len(mine):
+            by_group[group] = _shown(_compared(mine, other, params)) | {"prompts": int(mine["prompt_id"].nunique())}
     return found | {"groups": by_group, "challenger": describe(ours), "opponent": describe(theirs)}
 
 

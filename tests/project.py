@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -115,10 +114,7 @@ class Project:
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: str, **extra: str) -> subprocess.Popen[str]:
-        """``prefloop ARGUMENTS`` in the background, in a session of its own as in a terminal.
-
-        A shell that runs us in the background has SIGINT ignored, and children inherit that: here it counts again.
-        """
+        """``prefloop ARGUMENTS`` in the background, in a session of its own as in a terminal."""
         return subprocess.Popen(
             [sys.executable, "-m", "flows", *arguments],
             cwd=self.folder,
@@ -127,7 +123,6 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def prefloop(self, *arguments: str, **extra: str) -> tuple[int, str]:

@@ -39,7 +39,7 @@ def test_every_stage_of_the_graph_is_in_the_table_and_lists_its_code() -> None:
     for name, entry in graph.items():
         body = entry.get("do", entry)
         assert f"pipelines/stages/{STAGES[name].module}.py" in body["deps"]
-        assert {"constraints.txt", "pipelines/config.py", "pipelines/context.py"} <= set(body["deps"])
+        assert {"constraints.txt", "pipelines/config", "pipelines/context.py"} <= set(body["deps"])
         assert body["cmd"].startswith(f"exec python -m pipelines {name}")
 
 
@@ -50,3 +50,10 @@ def test_no_training_stage_lists_gold() -> None:
     for stage in re.split(r"\n(?=  \w+:\n)", text):
         if "pipelines/training" in stage:
             assert "- artifacts/preferences\n" not in stage
+
+
+def test_every_test_that_the_docs_name_exists() -> None:
+    named = {name for page in (ROOT / "docs").rglob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    defined = {name for file in (ROOT / "tests").rglob("*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    assert "test_method_reaches_the_optimum" in named
+    assert named <= defined

@@ -6,13 +6,14 @@ clause ends within the budget, ``askable`` says whether the row is long enough t
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from pipelines.config import Prepare
-from pipelines.data import jsonl, phrasing, schemas
+from pipelines.data import phrasing, schemas
 from pipelines.data.plays import Speech
 from pipelines.data.splits import split_of
 
@@ -51,61 +52,89 @@ def from_plays(speeches: list[Speech], prepare: Prepare) -> tuple[pd.DataFrame, 
     return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(corpus)
 
 
-def from_jsonl(path: Path, root: Path, prepare: Prepare) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Rows of a file as candidates, corpus and, where they are preferences, pairs: the chosen answer is demonstrated.
+@dataclass(frozen=True)
+class Tables:
+    """What the rows of all sources become: candidates for demonstrations and prompts, the corpus, pairs and single labels."""
 
-    Demonstrations are split by their ``group`` where they have one; preferences by prompt, as their group is who judged.
-    """
-    found = jsonl.read_jsonl(path, root, (jsonl.PREFERENCE, jsonl.DEMONSTRATION))
-    rows = []
-    for number, row in enumerate(found):
-        answer = jsonl.joined(row["prompt"], row.get("chosen") or row["completion"])
-        group = row["group"] if "group" in row and "completion" in row else f"prompt-{_hash(row['prompt'])}"
-        rows.append(
-            {
-                "id": f"{path.stem}-{number:06d}",
-                "prompt": row["prompt"],
-                "completion": answer,
-                "reference": answer,
-                "template": "as_given",
-                "source": path.stem,
-                "group": group,
-                "split": split_of(group, prepare.validation_fraction, prepare.test_fraction),
-                "askable": True,
-            }
-        )
-    candidates = pd.DataFrame(rows)
+    candidates: pd.DataFrame
+    corpus: pd.DataFrame
+    pairs: pd.DataFrame
+    labels: pd.DataFrame
+
+
+def from_rows(path: Path) -> Tables:
+    """A vetted file of rows as tables. The chosen answer of a pair is demonstrated; so is an answer that was found good."""
+    found = pq.read_table(path).to_pandas()
+    found["answer"] = found["completion"].fillna(found["chosen"])
+    shown = found[(found["kind"] != "label") | found["label"].fillna(False).astype(bool)]
+    shown = shown.drop_duplicates(["prompt", "answer"])
+    answers = [joined(prompt, answer) for prompt, answer in zip(shown["prompt"], shown["answer"], strict=True)]
+    candidates = pd.DataFrame(
+        {
+            "id": shown["id"],
+            "prompt": shown["prompt"],
+            "completion": answers,
+            "reference": answers,
+            "template": shown["template"].fillna("as_given"),
+            "source": shown["source"],
+            "group": shown["split_group"],
+            "split": shown["split"],
+            "askable": True,
+            "task": shown["task"],
+        }
+    ).reset_index(drop=True)
     corpus = candidates[["id", "group", "split"]].assign(text=candidates["prompt"] + candidates["completion"])
-    splits = dict(zip(candidates["prompt"], candidates["split"], strict=True))
-    pairs = as_pairs(found if "chosen" in found[0] else [], path.stem, splits, {}, prepare)
-    return candidates, corpus, pairs
+    return Tables(candidates, corpus, as_pairs(found[found["kind"] == "pair"]), as_labels(found[found["kind"] == "label"]))
 
 
-def as_pairs(found: list[jsonl.Row], source: str, splits: dict[str, str], ids: dict[str, str], prepare: Prepare) -> pd.DataFrame:
-    """Rows of people as the table of pairs; how much better the chosen answer is, nobody said (margin NaN)."""
-    rows = []
-    for number, row in enumerate(found):
-        prompt = row["prompt"]
-        group = f"prompt-{_hash(prompt)}"
-        split = splits.get(prompt) or split_of(group, prepare.validation_fraction, prepare.test_fraction)
-        rows.append(
-            {
-                "id": f"{source}-{number:06d}",
-                "prompt_id": ids.get(prompt, group),
-                "prompt": prompt,
-                "chosen": jsonl.joined(prompt, row["chosen"]),
-                "rejected": jsonl.joined(prompt, row["rejected"]),
-                "judge": "people",
-                "group": row.get("group", "all"),
-                "margin": float("nan"),
-                "source": source,
-                "split": split,
-                "chosen_ended": True,
-                "rejected_ended": True,
-            }
-        )
-    return pd.DataFrame(rows, columns=list(schemas.PAIRS.columns))
+def as_pairs(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of people as the table of pairs. How much better the chosen answer is stays unknown (NaN) where nobody said."""
+    table = pd.DataFrame(
+        {
+            "id": found["id"],
+            "prompt_id": found["split_group"],
+            "prompt": found["prompt"],
+            "chosen": _answers(found, "chosen"),
+            "rejected": _answers(found, "rejected"),
+            "judge": "people",
+            "group": found["group"].fillna("all"),
+            "margin": found["margin"].astype(float),
+            "source": found["source"],
+            "split": found["split"],
+            "chosen_ended": True,
+            "rejected_ended": True,
+        },
+        columns=list(schemas.empty(schemas.PAIRS)),
+    )
+    for name in ("annotator", "weight"):
+        if found[name].notna().any():
+            table[name] = found[name]
+    return table.reset_index(drop=True)
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def as_labels(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of people as the table of single labels."""
+    table = pd.DataFrame(
+        {
+            "id": found["id"],
+            "prompt_id": found["split_group"],
+            "prompt": found["prompt"],
+            "completion": _answers(found, "completion"),
+            "label": found["label"].astype(bool),
+            "judge": "people",
+            "group": found["group"].fillna("all"),
+            "source": found["source"],
+            "split": found["split"],
+        }
+    )
+    return table.reset_index(drop=True)
+
+
+def joined(prompt: str, answer: str) -> str:
+    """The answer as it follows its prompt: with a space before it where neither brings one."""
+    return answer if prompt[-1:].isspace() or answer[:1].isspace() else " " + answer
+
+
+def _answers(found: pd.DataFrame, name: str) -> pd.Series:
+    texts = [joined(prompt, answer) for prompt, answer in zip(found["prompt"], found[name], strict=True)]
+    return pd.Series(texts, index=found.index, dtype=object if not texts else None)

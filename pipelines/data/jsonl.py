@@ -1,129 +1,190 @@
-"""JSON Lines of people: read line by line, and refused with file, line and remedy as soon as a line is broken."""
+"""JSON Lines, plain or gzipped: strict, in a stream, and quick. What is wrong with a line is found out only when it is wrong.
+
+A line is parsed by orjson; the plain json module, which is slower and says more, explains the lines that orjson refuses.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
+import orjson
+
+from pipelines.data.problems import BadRow
 from pipelines.errors import DataError
 
-DEMONSTRATION = ("prompt", "completion")
-PREFERENCE = ("prompt", "chosen", "rejected")
-Row = dict[str, str]
+Record = dict[str, Any]
+MEBIBYTE = 2**20
+FREE_OF_RATIO = 64 * MEBIBYTE
+MAX_RATIO = 100
+"""A gzip file may be a bomb: text packs to a fifth or so; beyond 64 MiB more than a hundredfold is refused."""
 
 
-def read_jsonl(path: Path, root: Path, kinds: tuple[tuple[str, ...], ...]) -> list[Row]:
-    """The rows of a file inside ``root``; all have the fields of the first of ``kinds`` that the first row has.
+def read_lines(path: Path, shown: str, max_row_bytes: int) -> Iterator[tuple[int, bytes | BadRow]]:
+    """(line number, line without its end) of a file; a line that is too long comes as a BadRow, and is never held whole.
 
-    ``group`` is optional; fields beyond that are left out. Raises DataError for anything that is not as it should be.
+    Raises DataError for what is wrong with the whole file: UTF-16, an array, no gzip, a bomb, cut short.
     """
-    shown = _inside(path, root)
-    rows: list[Row] = []
-    fields: tuple[str, ...] = ()
-    blank = 0
-    for number, line in _lines(path, shown):
-        if not line.strip():
-            blank += 1
-            continue
-        found = _object(line, f"{shown}:{number}")
-        fields = fields or _kind(found, kinds, f"{shown}:{number}")
-        rows.append(_row(found, fields, f"{shown}:{number}"))
-    if not rows:
-        raise DataError(f"{shown}: 0 rows ({blank} blank lines); it needs one JSON object a line")
-    return rows
-
-
-def joined(prompt: str, answer: str) -> str:
-    """The answer as it follows its prompt: with a space before it where neither brings one."""
-    return answer if prompt[-1:].isspace() or answer[:1].isspace() else " " + answer
-
-
-def _inside(path: Path, root: Path) -> str:
-    """The path as the project knows it; a file elsewhere would be missing from a clone."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{path.name}: lies outside the project; copy it below data/external/ and name it there")
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
-def _lines(path: Path, shown: str) -> Iterator[tuple[int, str]]:
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    _refuse(shown, f"looks like UTF-16 (BOM {raw[:2].hex(' ')})", "save it as UTF-8")
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    byte = raw[error.start]
-                    _refuse(f"{shown}:{number}", f"byte 0x{byte:02x} is not UTF-8", "convert it: iconv -f latin1 -t utf-8")
+        with path.open("rb") as raw:
+            stream = _unzipped(raw, shown) if path.suffix == ".gz" else raw
+            yield from _lines(stream, raw, shown, path.stat().st_size, max_row_bytes)
+    except EOFError as error:
+        raise DataError(
+            f"cut-gzip {shown}: the gzip file ends too early (truncated file?) | whole files | copy it again"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"bad-gzip {shown}: damaged gzip file ({error}) | whole files | copy it again") from error
     except OSError as error:
-        raise DataError(f"{shown}: {error.strerror}; see prepare.learns_from and data/preferences/") from error
+        raise DataError(
+            f"unreadable {shown}: {error.strerror or error} | a readable file | check the path and its rights"
+        ) from error
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def parse(line: bytes) -> Record:
+    """The object on one line. Raises BadRow with the column, the character or the field at fault."""
     try:
-        found = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_no_twins)
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _explained(line)
+    if type(record) is not dict:
+        kind = "array" if isinstance(record, list) else _kind(record)
+        raise BadRow("not-an-object", f"expected object, got {kind}", "write one JSON object a line")
+    if not _all_keys_kept(line, record):
+        _explained(line)
+    return record
+
+
+def _lines(stream: BinaryIO, raw: BinaryIO, shown: str, size: int, limit: int) -> Iterator[tuple[int, bytes | BadRow]]:
+    number = read = 0
+    while line := stream.readline(limit + 1):
+        number += 1
+        read += len(line)
+        if number == 1:
+            _check_start(line, shown)
+        if len(line) > limit:
+            length = len(line)
+            while not line.endswith(b"\n") and (line := stream.readline(MEBIBYTE)):
+                length += len(line)
+                _check_ratio(read + length, size, stream is not raw, shown)
+            read += length
+            what = f"a row of {length} bytes"
+            yield (
+                number,
+                BadRow("huge-row", what, "shorten it, or raise the limit", limit=f"limit {limit} (prepare.max_row_bytes)"),
+            )
+        else:
+            _check_ratio(read, size, stream is not raw, shown)
+            yield number, line
+
+
+def _unzipped(raw: BinaryIO, shown: str) -> Any:
+    if raw.read(2) != b"\x1f\x8b":
+        raise DataError(f"not-gzip {shown}: not a gzip file (magic) | .gz means gzip | rename it, or pack it with gzip")
+    raw.seek(0)
+    return gzip.open(raw, "rb")
+
+
+def _check_ratio(read: int, size: int, zipped: bool, shown: str) -> None:
+    if zipped and read > FREE_OF_RATIO and read > MAX_RATIO * size:
+        raise DataError(
+            f"gzip-bomb {shown}: {size} bytes unpack to more than {read} | limit {MAX_RATIO} times | unpack it if it is real"
+        )
+
+
+def _check_start(line: bytes, shown: str) -> None:
+    """The first bytes tell the encoding and whether this is JSON Lines at all."""
+    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"utf-16 {shown}: looks like UTF-16 (BOM {line[:2].hex(' ')}) | UTF-8 | iconv -f utf-16 -t utf-8")
+    if line.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and shown.removesuffix(".gz").endswith((".jsonl", ".json")):
+        raise DataError(
+            f"json-array {shown}: line 1: JSON array, expected one object per line | JSON Lines | convert it: jq -c '.[]' FILE"
+        )
+
+
+def _all_keys_kept(line: bytes, record: Record) -> bool:
+    """Whether no key stood twice, which orjson would not tell: then the parsed object accounts for every quote."""
+    return b"\\u0022" not in line and line.count(b'"') == _quotes(record)
+
+
+def _quotes(value: Any) -> int:
+    if type(value) is str:
+        return 2 + value.count('"')
+    if type(value) is dict:
+        return sum(2 + key.count('"') + _quotes(item) for key, item in value.items())
+    return sum(map(_quotes, value)) if type(value) is list else 0
+
+
+class _NotANumber:
+    """NaN or an infinity, which are no JSON."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _explained(line: bytes) -> Record:
+    """Parse slowly and say what is wrong; what is only unusual for orjson (a number of many digits) is returned."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{line[error.start]:02x} is not UTF-8"
+        raise BadRow("not-utf8", what, "convert it: iconv -f latin1 -t utf-8") from error
+    try:
+        found = json.loads(text, parse_constant=_NotANumber, object_pairs_hook=_no_twins)
     except json.JSONDecodeError as error:
-        ending = error.msg.startswith("Unterminated string") and not line.endswith("\n")
-        what = "ends inside a string (truncated file?)" if ending else f"invalid JSON at column {error.colno}: {error.msg}"
-        _refuse(where, what, "mend the line")
+        raise BadRow("invalid-json", _syntax(text, line, error), "mend the line") from error
     except (ValueError, RecursionError) as error:
-        _refuse(where, f"invalid JSON: {error}", "mend the line")
+        raise BadRow("invalid-json", f"invalid JSON: {error}", "mend the line") from error
     if not isinstance(found, dict):
-        kind = "array" if isinstance(found, list) else type(found).__name__
-        _refuse(where, f"expected object, got {kind}", "write one JSON object a line (jq -c '.[]' turns an array into lines)")
+        raise BadRow("not-an-object", f"expected object, got {_kind(found)}", "write one JSON object a line")
+    for name, value in found.items():
+        _no_constants(name, value)
+        _no_surrogates(name, value)
     return found
 
 
-def _kind(found: dict[str, Any], kinds: tuple[tuple[str, ...], ...], where: str) -> tuple[str, ...]:
-    for fields in kinds:
-        if set(fields) <= set(found):
-            return fields
-    wanted = " or ".join("/".join(fields) for fields in kinds)
-    missing = ", ".join(sorted(set(min(kinds, key=lambda fields: len(set(fields) - set(found)))) - set(found)))
-    return _refuse(where, f"missing: {missing}; found: {', '.join(sorted(found))}", f"rename the fields to {wanted}")
+def _syntax(text: str, line: bytes, error: json.JSONDecodeError) -> str:
+    control = next((char for char in text.rstrip("\r\n") if char < " " and char != "\t"), "")
+    if error.msg.startswith("Invalid control character") and control:
+        return f"control character U+{ord(control):04X} at column {error.colno}"
+    if error.msg.startswith("Unterminated string") and not line.endswith(b"\n"):
+        return "ends inside a string (truncated file?)"
+    return f"invalid JSON at column {error.colno}: {error.msg}"
 
 
-def _row(found: dict[str, Any], fields: tuple[str, ...], where: str) -> Row:
-    row = {}
-    for field in fields if found.get("group") is None else (*fields, "group"):
-        value = found.get(field)
-        if field not in found:
-            _refuse(where, f"{field}: missing", "every line needs the fields of the first")
-        if not isinstance(value, str):
-            kind = "null" if value is None else type(value).__name__
-            _refuse(where, f"{field}: expected string, got {kind}", "write it as a JSON string")
-        if not value.strip():
-            _refuse(where, f"{field}: empty after strip", "fill it in or remove the line")
-        _printable(value, field, where)
-        row[field] = value
-    if row.get("chosen", "").strip() == row.get("rejected", "-").strip():
-        _refuse(where, "chosen equals rejected", "remove the line: it says nothing about a preference")
-    return row
+def _no_constants(name: str, value: Any) -> None:
+    if isinstance(value, _NotANumber):
+        raise BadRow("not-a-number", f"{value.name} is not valid JSON", "write null, or leave the field out", name)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _no_constants(name, item)
 
 
-def _printable(text: str, field: str, where: str) -> None:
-    """No NUL, which truncates text in C libraries, and no lone surrogate, which no file can hold as UTF-8."""
-    for char in text:
-        if char == "\0" or "\ud800" <= char <= "\udfff":
-            kind = "U+0000" if char == "\0" else f"lone surrogate U+{ord(char):04X}"
-            _refuse(where, f"{kind} in field {field}", "remove the character")
+def _no_surrogates(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        for char in value:
+            if "\ud800" <= char <= "\udfff":
+                what = f"lone surrogate U+{ord(char):04X} in field {name}"
+                raise BadRow("lone-surrogate", what, "remove the character", name)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _no_surrogates(name, item)
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not valid JSON")
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _no_twins(pairs: list[tuple[str, Any]]) -> Record:
+    found: Record = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f'duplicate key "{key}"')
+            _refuse_twin(key)
         found[key] = value
     return found
 
 
-def _refuse(where: str, what: str, remedy: str) -> NoReturn:
-    raise DataError(f"{where}: {what}; {remedy}")
+def _refuse_twin(key: str) -> NoReturn:
+    raise BadRow("duplicate-key", f'duplicate key "{key}"', "keep one of the two", key)
+
+
+def _kind(value: Any) -> str:
+    return "array" if isinstance(value, list) else "null" if value is None else type(value).__name__

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from pipelines.config.data import Prepare
 from pipelines.context import seed_for
 
 TEMPLATES: dict[str, str] = {
@@ -46,3 +47,18 @@ def cut_at_clause(words: list[str], min_words: int, max_tokens: int) -> str | No
 def word_budget(max_tokens: int) -> int:
     """How many words fit into ``max_tokens`` with their EOS, to be on the safe side."""
     return int(max_tokens / TOKENS_PER_WORD)
+
+
+def cut_by_sampler(text: str, prepare: Prepare, seed: int) -> tuple[str, str] | None:
+    """The first words of a text as a prompt, uniformly many by ``prepare.prompt_lengths`` and ``seed``, and what follows.
+
+    None where nothing follows. The completion ends at a clause end within ``max_completion_tokens`` where there is one.
+    """
+    words = text.split()
+    lengths = prepare.prompt_lengths
+    count = lengths.min_words + seed % (lengths.max_words - lengths.min_words + 1)
+    rest = words[count:]
+    if not rest:
+        return None
+    cut = cut_at_clause(rest, min(prepare.min_completion_words, len(rest)), prepare.max_completion_tokens)
+    return " ".join(words[:count]), cut or " " + " ".join(rest[: word_budget(prepare.max_completion_tokens)])

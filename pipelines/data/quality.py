@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pandas as pd
 
+SAMPLE = 500
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 
@@ -16,6 +18,18 @@ def quality(tables: dict[str, pd.DataFrame], dropped: dict[str, int]) -> dict[st
         "dropped": dropped,
         "prompts_in_two_splits": leaks(tables),
     }
+
+
+def languages(rows: pd.DataFrame, seed: int) -> dict[str, float]:
+    """The share of every language among up to ``SAMPLE`` rows drawn by seed, told by py3langid; shares below 1 % together."""
+    from py3langid.langid import classify
+
+    texts = (rows["prompt"] + rows["completion"].fillna("")).sample(min(SAMPLE, len(rows)), random_state=seed)
+    counts = Counter(classify(text)[0] for text in texts)
+    shares = {language: count / len(texts) for language, count in counts.items()}
+    rare = sum(share for share in shares.values() if share < 0.01)
+    found = {language: round(share, 4) for language, share in sorted(shares.items()) if share >= 0.01}
+    return found | ({"other": round(rare, 4)} if rare else {})
 
 
 def leaks(tables: dict[str, pd.DataFrame]) -> int:

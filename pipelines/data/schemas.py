@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pandera.pandas as pa
 
-SPLITS = ("train", "validation", "test")
+from pipelines.data.splits import SPLITS
 
 _filled = pa.Check(lambda texts: texts.str.strip().str.len() > 0, name="empty after strip")
 
@@ -20,8 +20,21 @@ def _split() -> pa.Column:
     return pa.Column(pd.StringDtype(na_value=float("nan")), pa.Check.isin(SPLITS))
 
 
+def _optional(kind: Any) -> pa.Column:
+    """A column that only some sources bring."""
+    return pa.Column(kind, nullable=True, required=False)
+
+
+_STRING = pd.StringDtype(na_value=float("nan"))
+
+
 def _table(name: str, columns: dict[str, pa.Column], **options: Any) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(columns, name=name, strict=True, ordered=True, **options)
+
+
+def empty(schema: pa.DataFrameSchema) -> pd.DataFrame:
+    """A table without rows, with the schema's required columns."""
+    return pd.DataFrame(columns=[name for name, column in schema.columns.items() if column.required])
 
 
 CORPUS = _table("corpus", {"id": _text(unique=True), "group": _text(), "split": _split(), "text": _text()})
@@ -37,6 +50,7 @@ DEMONSTRATIONS = _table(
         "source": _text(),
         "group": _text(),
         "split": _split(),
+        "task": _optional(_STRING),
     },
 )
 """What the SFT model should answer. A completion starts with the space or newline that parts it from its prompt."""
@@ -51,6 +65,7 @@ PROMPTS = _table(
         "source": _text(),
         "group": _text(),
         "split": _split(),
+        "task": _optional(_STRING),
     },
 )
 """What is asked in reinforcement learning and evaluation; ``reference`` is the true continuation."""
@@ -70,12 +85,30 @@ PAIRS = _table(
         "split": _split(),
         "chosen_ended": pa.Column(bool),
         "rejected_ended": pa.Column(bool),
+        "annotator": _optional(_STRING),
+        "weight": _optional(float),
     },
     checks=pa.Check(lambda rows: rows["chosen"] != rows["rejected"], name="chosen equals rejected"),
 )
 """Preferences of a judge or of people. ``margin`` is the judge's score of chosen minus rejected; NaN where unknown.
 A sampled answer may be empty (the model ended at once), or cut at the longest length: ``..._ended`` False, no EOS is
 trained on. People's answers have ended."""
+
+LABELS = _table(
+    "labels",
+    {
+        "id": _text(unique=True),
+        "prompt_id": _text(),
+        "prompt": _text(),
+        "completion": _text(),
+        "label": pa.Column(bool),
+        "judge": _text(),
+        "group": _text(),
+        "source": _text(),
+        "split": _split(),
+    },
+)
+"""Single answers that people found good (``label``) or not: what KTO learns from."""
 
 GOLD = _table(
     "gold",

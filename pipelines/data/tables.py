@@ -69,7 +69,7 @@ def _typed(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
     """Give an empty table its columns and types; a table with rows has to bring its own."""
     if len(frame):
         return frame
-    columns = {name: pd.Series(dtype=column.dtype.type) for name, column in schema.columns.items()}
+    columns = {name: pd.Series(dtype=column.dtype.type) for name, column in schema.columns.items() if column.required}
     return pd.DataFrame(columns)
 
 

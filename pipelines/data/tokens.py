@@ -13,18 +13,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
-SLOT = "\u2063slot\u2063"
-"""Stands for the user's text while the chat template is rendered; invisible separators, found in no text."""
+from pipelines.data.dialogues import MARKS, Turn, turns
+from pipelines.errors import ConfigurationError
+
+SLOT = "\u2063slot{}\u2063"
+"""Stands for the text of a turn while the chat template is rendered; invisible separators, found in no text."""
+
+Piece = tuple[list[int], bool]
+"""Tokens, and whether an assistant has said them."""
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a prompt, inside the chat template's user turn where the model is spoken to in chat format."""
-    if not is_chat(tokenizer):
-        return _plain(tokenizer, text)
-    turns = [{"role": "user", "content": SLOT}]
-    before, _, after = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True).partition(SLOT)
-    return _marked(tokenizer, before) + _plain(tokenizer, text) + _marked(tokenizer, after)
+    """The tokens of a prompt, inside the chat template's turns where the model is spoken to in chat format.
+
+    A prompt in dialogue form (``dialogues``) has several turns, any other is one turn of the user.
+    """
+    return [token for ids, _ in pieces(tokenizer, text) for token in ids]
+
+
+def pieces(tokenizer: Any, text: str) -> list[Piece]:
+    """The tokens of a prompt, what assistants have said in it apart. Raises ConfigurationError for an unfit chat template.
+
+    In chat format the end-of-turn token behind an assistant's turn counts as said, where it is the tokenizer's EOS.
+    """
+    found = turns(text)
+    return _chat_pieces(tokenizer, text, found) if is_chat(tokenizer) else _plain_pieces(tokenizer, text, found)
 
 
 def encode_completion(tokenizer: Any, text: str, eos: bool = True) -> list[int]:
@@ -38,10 +53,15 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def example(tokenizer: Any, prompt: str, completion: str) -> dict[str, list[int]]:
-    """One training row: ``input_ids`` [T] and ``completion_mask`` [T], 1 on the completion's tokens and its EOS."""
-    asked, answered = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, completion)
-    return {"input_ids": asked + answered, "completion_mask": [0] * len(asked) + [1] * len(answered)}
+def example(tokenizer: Any, prompt: str, completion: str, loss_on: str = "completion") -> dict[str, list[int]]:
+    """One training row: ``input_ids`` [T] and ``completion_mask`` [T], 1 on the completion's tokens and its EOS.
+
+    With ``loss_on`` = ``assistant`` it is 1 on every assistant turn of a dialogue, not only on the last.
+    """
+    asked, answered = pieces(tokenizer, prompt), encode_completion(tokenizer, completion)
+    learnt = [int(said and loss_on == "assistant") for ids, said in asked for _ in ids]
+    ids = [token for ids, _ in asked for token in ids]
+    return {"input_ids": ids + answered, "completion_mask": learnt + [1] * len(answered)}
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,6 +83,45 @@ def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor,
 def is_chat(tokenizer: Any) -> bool:
     """Whether the model is spoken to through its chat template."""
     return tokenizer.init_kwargs.get("prompt_format", "plain") == "chat"
+
+
+def _plain_pieces(tokenizer: Any, text: str, found: list[Turn]) -> list[Piece]:
+    made: list[Piece] = []
+    rest = "" if found else text
+    for role, content in found:
+        rest += MARKS[role]
+        if role == "assistant" and content:
+            made += [(_plain(tokenizer, rest), False), (_plain(tokenizer, content), True)]
+            rest = ""
+        else:
+            rest += content
+    return [*made, (_plain(tokenizer, rest), False)] if rest else made
+
+
+def _chat_pieces(tokenizer: Any, text: str, found: list[Turn]) -> list[Piece]:
+    """The chat template is rendered with slots; each text is put into its own as plain text, so that none can forge a turn."""
+    said = [(role, content.strip()) for role, content in found if content.strip()] or [("user", text)]
+    messages = [{"role": role, "content": SLOT.format(place)} for place, (role, _) in enumerate(said)]
+    try:
+        rest = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ConfigurationError(f"chat template: {error}; the roles of the data do not fit this model") from error
+    made: list[Piece] = []
+    spoken = False
+    for place, (role, content) in enumerate(said):
+        before, slot, rest = rest.partition(SLOT.format(place))
+        if not slot:
+            raise ConfigurationError(f"chat template: it drops turn {place + 1} ({role}); use prompt_format: plain")
+        made += [*_after(tokenizer, before, spoken), (_plain(tokenizer, content), role == "assistant")]
+        spoken = role == "assistant"
+    return made + _after(tokenizer, rest, spoken)
+
+
+def _after(tokenizer: Any, text: str, spoken: bool) -> list[Piece]:
+    """Text of the template; the EOS that ends what an assistant has said belongs to it."""
+    ids = _marked(tokenizer, text)
+    ends = int(spoken and ids[:1] == [tokenizer.eos_token_id])
+    return [(ids[:ends], True), (ids[ends:], False)]
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:

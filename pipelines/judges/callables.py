@@ -37,15 +37,13 @@ def _found(place: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigurationError(
-            f"preferences.judge.callable: {place}: cannot import {module_name} from the project root ({error}); "
+            f"callable: {place}: cannot import {module_name} from the project root ({error}); "
             "name a file of the project with dots for slashes and without .py"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         known = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise ConfigurationError(
-            f"preferences.judge.callable: {place}: {module_name} has no function {name}; it has: {', '.join(known) or 'none'}"
-        )
+        raise ConfigurationError(f"callable: {place}: {module_name} has no function {name}; it has: {', '.join(known) or 'none'}")
     return function
 
 

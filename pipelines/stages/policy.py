@@ -3,7 +3,7 @@
 Reads:   sft, prepared/prompts.parquet, and what the entry names under learns_from: reward, or preferences/pairs.parquet
 Writes:  policies/NAME/{model/, adapter/ (LoRA only), history.parquet, metrics.json, snapshots/}, plots/NAME.csv
 Params:  seed, policies.NAME
-Metrics: objective/scores, objective/kl, policy/entropy ... (ppo, PPO.md); rewards/accuracies, rewards/margins ... (dpo)
+Metrics: objective/scores, objective/kl, policy/entropy ... (ppo, docs/ppo.md); rewards/accuracies, rewards/margins ... (dpo)
 Paper:   Schulman et al. 2017, Ouyang et al. 2022 (ppo); Rafailov et al. 2023 (dpo)
 """
 

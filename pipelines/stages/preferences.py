@@ -20,7 +20,7 @@ import pandas as pd
 from pipelines.config import Generation, Precision, Preferences
 from pipelines.context import Context, Worker, seed_for
 from pipelines.data.pairing import Scored, pair_up
-from pipelines.data.schemas import GOLD, PAIRS, PROMPTS
+from pipelines.data.schemas import GOLD, PAIRS, PROMPTS, empty
 from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
 from pipelines.judges import make_judge, name_of
@@ -131,7 +131,7 @@ def judged_pairs(answers: pd.DataFrame, settings: Preferences, seed: int) -> tup
             "lower preferences.min_margin, raise preferences.answers, or check the judge"
         )
     frame = pd.DataFrame(rows)
-    return frame[list(PAIRS.columns)], counts | {"label_agreement": float(frame["agrees"].mean())}
+    return frame[list(empty(PAIRS))], counts | {"label_agreement": float(frame["agrees"].mean())}
 
 
 def _no_answers() -> pd.DataFrame:

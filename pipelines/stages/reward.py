@@ -28,7 +28,7 @@ def run(ctx: Context) -> dict[str, float]:
             out=member_folder(out, member),
             scratch=member_folder(ctx.scratch, member),
             training=ctx.params.reward,
-            seed=seed_for(ctx.params.seed, "reward", *([member] if member else [])),
+            seed=seed_for(ctx.params.seed, "reward", *([member] if member else [])),  # the first is as if it were alone
         )
         ctx.cluster.train(reward.train, job, job.scratch)
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))

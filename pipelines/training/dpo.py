@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from pipelines import config
 from pipelines.context import Worker
+from pipelines.data import lengths
 from pipelines.data.tables import write_json
 from pipelines.models.adapters import is_adapted, lora_config, merge, save_adapter
 from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
@@ -50,9 +51,11 @@ def train(job: Job, worker: Worker) -> None:
     # 2. the policy; its reference is the SFT model: the policy with its adapter off, or a second copy without adapters
     torch.manual_seed(job.seed)
     model = load_causal_lm(job.sft, worker.device)
+    context, counts = model.config.max_position_embeddings, {}
     for split in ("train", "validation"):
-        limit = model.config.max_position_embeddings
-        hf.check_lengths(rows[split], longest(rows[split]), limit, f"{job.pairs.name} ({split})")
+        where = f"{job.pairs.name} ({split})"
+        rows[split], counts[split] = lengths.fit_pairs(rows[split], context, job.training.excess_length, where)
+        hf.check_lengths(rows[split], longest(rows[split]), context, where)
 
     # 3. the trainer
     trainer = _trainer(job, worker, model, tokenizer, rows)
@@ -63,7 +66,7 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        _write(job, trainer, tokenizer, held_out, len(rows["train"]))
+        _write(job, trainer, tokenizer, held_out, counts["train"] | {"train_pairs": len(rows["train"])})
 
 
 def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:
@@ -86,7 +89,7 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
     return trainer
 
 
-def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: int) -> None:
+def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: dict[str, int]) -> None:
     history = hf.write_history(trainer, job.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if is_adapted(model):
@@ -94,4 +97,4 @@ def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], r
     save_model(merge(model), tokenizer, job.out / "model")
     last = {name: float(history[name].dropna().iloc[-1]) for name in REPORTED}
     figures = last | {f"eval_{name}": held_out[f"eval_{name}"] for name in REPORTED}
-    write_json(job.out / "metrics.json", figures | {"steps": trainer.state.global_step, "train_pairs": rows})
+    write_json(job.out / "metrics.json", figures | rows | {"steps": trainer.state.global_step})

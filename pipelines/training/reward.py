@@ -17,6 +17,7 @@ from trl import RewardConfig, RewardTrainer
 
 from pipelines import config
 from pipelines.context import Worker
+from pipelines.data import lengths
 from pipelines.data.tables import write_json
 from pipelines.models.adapters import add_adapter
 from pipelines.models.loading import load_tokenizer
@@ -76,8 +77,11 @@ def train(job: Job, worker: Worker) -> None:
     torch.manual_seed(job.seed)
     model = new_reward(job.sft, job.training.pooling, job.training.layers, worker.device)
     model.trunk = add_adapter(model.trunk, job.training)
+    context, counts = model.config.max_position_embeddings, {}
     for split, some in rows.items():
-        hf.check_lengths(some, longest(some), model.config.max_position_embeddings, f"{job.pairs.name} ({split})")
+        where = f"{job.pairs.name} ({split})"
+        rows[split], counts[split] = lengths.fit_pairs(some, context, job.training.excess_length, where)
+        hf.check_lengths(rows[split], longest(rows[split]), context, where)
 
     # 3. the trainer
     trainer = _trainer(job, worker, model, tokenizer, rows)
@@ -89,7 +93,7 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        _write(job, trainer, rows)
+        _write(job, trainer, rows, counts["train"])
 
 
 def evaluations(logs: list[dict[str, float]]) -> list[float]:
@@ -143,7 +147,7 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
     return trainer
 
 
-def _write(job: Job, trainer: Reward, rows: dict[str, list[Row]]) -> None:
+def _write(job: Job, trainer: Reward, rows: dict[str, list[Row]], fitted: dict[str, int]) -> None:
     """Centre the scores on held-out answers, judge the model on the pairs of the test split, save."""
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     scores = {split: _scores(model, rows[split], job) for split in ("validation", "test")}
@@ -156,7 +160,7 @@ def _write(job: Job, trainer: Reward, rows: dict[str, list[Row]]) -> None:
     figures = held_out_figures(rows["test"], *scores["test"])
     counts = {f"{split}_pairs": len(some) for split, some in rows.items()}
     stop = {"steps": trainer.state.global_step, "eval_loss": min(losses)}
-    write_json(job.out / "metrics.json", figures | counts | stop | {"centre": centre})
+    write_json(job.out / "metrics.json", figures | counts | fitted | stop | {"centre": centre})
 
 
 def _scores(model: RewardModel, rows: list[Row], job: Job) -> tuple[list[float], list[float]]:

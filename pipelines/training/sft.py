@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pipelines import config
 from pipelines.context import Worker
+from pipelines.data import lengths
 from pipelines.data.schemas import DEMONSTRATIONS
 from pipelines.data.tables import read_table, write_json
 from pipelines.data.tokens import example
@@ -46,17 +47,24 @@ def train(job: Job, worker: Worker) -> None:
     # 1. rows, tokenised once
     tokenizer = load_tokenizer(job.base)
     table = read_table(job.demonstrations, DEMONSTRATIONS)
-    rows = {split: _rows(tokenizer, table[table["split"] == split]) for split in ("train", "validation")}
+    splits = ("train", "validation")
+    rows = {split: _rows(tokenizer, table[table["split"] == split], job.training.loss_on) for split in splits}
 
     # 2. the model, with fresh adapters where asked
     torch.manual_seed(job.seed)
     model = add_adapter(load_causal_lm(job.base, worker.device), job.training)
+    context, counts = model.config.max_position_embeddings, {}
+    for split in splits:
+        where = f"demonstrations ({split})"
+        rows[split], counts[split] = lengths.fit(rows[split], context, job.training.excess_length, where)
     longest = {split: max((len(row["input_ids"]) for row in some), default=0) for split, some in rows.items()}
     for split, some in rows.items():
-        hf.check_lengths(some, longest[split], model.config.max_position_embeddings, f"demonstrations ({split})")
+        hf.check_lengths(some, longest[split], context, f"demonstrations ({split})")
 
     # 3. the trainer: the data order is fixed here, for all epochs
     order = hf.data_order(len(rows["train"]), job.training.num_train_epochs, job.training.batch_size, job.seed)
+    if job.training.group_by_length:
+        order = lengths.bucketed(order, [len(row["input_ids"]) for row in rows["train"]], job.training.batch_size, job.seed)
     arguments = hf.arguments(job.training, worker, job.scratch / "checkpoints", len(order) // job.training.batch_size, job.seed)
     trainer = Sft(
         model=model,
@@ -74,7 +82,7 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        _write(job, trainer, tokenizer, held_out["eval_loss"], len(rows["train"]))
+        _write(job, trainer, tokenizer, held_out["eval_loss"], len(rows["train"]), counts["train"])
 
 
 def labelled(row: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -83,16 +91,16 @@ def labelled(row: dict[str, list[int]]) -> dict[str, list[int]]:
     return {"input_ids": row["input_ids"], "labels": [token if kept else IGNORED for token, kept in pairs]}
 
 
-def _rows(tokenizer: Any, table: Any) -> list[dict[str, list[int]]]:
+def _rows(tokenizer: Any, table: Any, loss_on: str) -> list[dict[str, list[int]]]:
     texts = zip(table["prompt"], table["completion"], strict=True)
-    return [labelled(example(tokenizer, prompt, completion)) for prompt, completion in texts]
+    return [labelled(example(tokenizer, prompt, completion, loss_on)) for prompt, completion in texts]
 
 
-def _write(job: Job, trainer: Sft, tokenizer: Any, eval_loss: float, rows: int) -> None:
+def _write(job: Job, trainer: Sft, tokenizer: Any, eval_loss: float, rows: int, counts: dict[str, int]) -> None:
     history = hf.write_history(trainer, job.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if is_adapted(model):
         save_adapter(model, job.out / "adapter", "../../base")
     save_model(merge(model), tokenizer, job.out / "model")
     figures = {"eval_loss": eval_loss, "loss": float(history["loss"].dropna().iloc[-1])}
-    write_json(job.out / "metrics.json", figures | {"steps": trainer.state.global_step, "demonstrations": rows})
+    write_json(job.out / "metrics.json", figures | counts | {"steps": trainer.state.global_step, "demonstrations": rows})

@@ -34,7 +34,7 @@ def test_k1_and_k3_are_unbiased() -> None:
 
 
 def test_estimators_on_best_of_n() -> None:
-    """Best of n has KL = log n - (n - 1) / n exactly, when no scores tie (PPO.md).
+    """Best of n has KL = log n - (n - 1) / n exactly, when no scores tie.
 
     With m equally likely answers ranked 1..m, best of n takes rank i with probability (i^n - (i-1)^n) / m^n; for m = 4000
     the sum is within 1e-3 of the limit. Here n = 4: log 4 - 3/4 = 0.6363.

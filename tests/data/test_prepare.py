@@ -9,20 +9,14 @@ import pytest
 
 from pipelines.adapters.cluster import connect
 from pipelines.config import Params, load
+from pipelines.config.data import Source
 from pipelines.context import Context
-from pipelines.data import schemas
 from pipelines.data.quality import leaks, quality
 from pipelines.data.tables import read_table
 from pipelines.errors import DataError
 from pipelines.stages import prepare
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
-TABLES = {
-    "corpus": schemas.CORPUS,
-    "demonstrations": schemas.DEMONSTRATIONS,
-    "preferences": schemas.PAIRS,
-    "prompts": schemas.PROMPTS,
-}
 
 
 def _params(seed: int = 1, **section: object) -> Params:
@@ -39,7 +33,7 @@ def _run(root: Path, params: Params) -> tuple[dict[str, float], dict[str, pd.Dat
         ctx = Context("prepare", params, root, scratch, Journal(None), cluster)
         metrics = prepare.run(ctx)
     out = scratch / "outs" / "artifacts" / "prepared"
-    return metrics, {name: read_table(out / f"{name}.parquet", schema) for name, schema in TABLES.items()}, out
+    return metrics, {name: read_table(out / f"{name}.parquet", schema) for name, schema in prepare.TABLES.items()}, out
 
 
 def _hashes(out: Path) -> dict[str, str]:
@@ -64,10 +58,14 @@ def test_the_tables_have_the_rows_that_were_asked_for(plays: tuple) -> None:
     assert counts["prompts"] == {"train": asked.train_prompts, **held_out}
     assert counts["demonstrations"] == {"train": asked.demonstrations, **held_out}
     assert counts["corpus"] == {"train": 30, "test": 5, "validation": 3}
-    assert metrics == {name: float(len(rows)) for name, rows in tables.items()}
+    assert {name: metrics[name] for name in tables if name != "labels"} == {
+        name: float(len(rows)) for name, rows in tables.items() if name != "labels"
+    }
+    assert len(tables["labels"]) == 0
+    assert (out / "quarantine.jsonl").read_text() == ""
     facts = json.loads((out / "quality.json").read_text())
     assert facts["prompts_in_two_splits"] == 0
-    assert {name: table["empty"] for name, table in facts["tables"].items()} == dict.fromkeys(tables, 0)
+    assert {name: table["empty"] for name, table in facts["tables"].items()} == dict.fromkeys(set(tables) - {"labels"}, 0)
 
 
 def test_no_play_and_no_prompt_is_in_two_splits(plays: tuple) -> None:
@@ -100,14 +98,15 @@ def test_demonstrations_of_ones_own(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {number}?", "completion": f"Answer {number}."} for number in range(100)]
     _jsonl(tmp_path / "data/external/mine.jsonl", [*rows, rows[0]])
     params = _params(source="jsonl", learns_from="data/external/mine.jsonl")
+    with pytest.raises(DataError, match=r"data/external/mine\.jsonl:101 .* duplicate rows: 1 of 101 rows"):
+        _run(tmp_path, params)
+    params = _params(source="jsonl", learns_from="data/external/mine.jsonl", duplicates="drop")
     _, tables, out = _run(tmp_path, params)
     shown = tables["demonstrations"]
-    assert sorted(shown["prompt"] + shown["completion"]) == sorted(
-        f"{row['prompt']} {row['completion']}" for row in [*rows, rows[0]]
-    )
+    assert sorted(shown["prompt"] + shown["completion"]) == sorted(f"{row['prompt']} {row['completion']}" for row in rows)
     assert leaks(tables) == 0
     assert tables["prompts"]["prompt"].is_unique
-    assert json.loads((out / "quality.json").read_text())["tables"]["demonstrations"]["duplicates"] == 1
+    assert json.loads((out / "quality.json").read_text())["rows"]["dropped"] == {"duplicate": 1}
 
 
 def test_preferences_of_ones_own_are_pairs_and_their_chosen_answers_are_shown(tmp_path: Path) -> None:
@@ -137,22 +136,42 @@ def test_the_pool_keeps_the_split_of_prompts_that_are_known(plays: tuple, tmp_pa
 def test_a_group_is_in_one_split_and_a_prompt_of_two_groups_stays_held_out(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{n % 90}", "completion": f"A{n}", "group": f"book {n % 40}"} for n in range(360)]
     _jsonl(tmp_path / "mine.jsonl", rows)
-    _, tables, out = _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl"))
+    with pytest.raises(DataError, match="prompt appears in train and"):
+        _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl"))
+    _, tables, out = _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl", leaks="drop"))
     assert leaks(tables) == 0
     assert (tables["demonstrations"].groupby("group")["split"].nunique() == 1).all()
-    assert json.loads((out / "quality.json").read_text())["dropped"]["prompt_in_two_splits"] > 0
+    assert json.loads((out / "quality.json").read_text())["rows"]["dropped"]["prompt_in_two_splits"] > 0
 
 
 def test_refusals_name_the_file(tmp_path: Path) -> None:
-    _jsonl(tmp_path / "few.jsonl", [{"prompt": "Q", "completion": "A"}] * 3)
-    with pytest.raises(DataError, match=r"few\.jsonl: 0 rows in split \w+ for the \w+ \(1 in all splits\); add rows"):
+    _jsonl(tmp_path / "few.jsonl", [{"prompt": f"Q{n}", "completion": "A"} for n in range(3)])
+    with pytest.raises(DataError, match=r"few-rows few\.jsonl: 3 rows, need >= 20"):
         _run(tmp_path, _params(source="jsonl", learns_from="few.jsonl"))
+    _jsonl(tmp_path / "fixed.jsonl", [{"prompt": f"Q{n}", "completion": "A"} for n in range(30)])
+    sources = {"fixed": Source(path="fixed.jsonl", split="train")}
+    with pytest.raises(DataError, match=r"fixed\.jsonl: 0 rows in split validation for the prompts \(30 in all splits\)"):
+        _run(tmp_path, _params(source="files", learns_from="fixed.jsonl", sources=sources))
     _jsonl(tmp_path / "empty.jsonl", [])
     with pytest.raises(DataError, match=r"empty\.jsonl: 0 rows"):
         _run(tmp_path, _params(source="jsonl", learns_from="empty.jsonl"))
     _jsonl(tmp_path / "data/preferences/bad.jsonl", [{"prompt": "Q", "chosen": "A"}])
-    with pytest.raises(DataError, match=r"data/preferences/bad\.jsonl:1: missing: rejected"):
+    with pytest.raises(DataError, match=r"data/preferences/bad\.jsonl:1 .* missing: rejected"):
         _run(tmp_path, _params())
+
+
+def test_bad_rows_are_put_aside_within_the_limit_and_listed_beyond_it(tmp_path: Path) -> None:
+    rows: list[dict] = [{"prompt": f"Question {number}?", "completion": f"Answer {number}."} for number in range(100)]
+    rows[41]["completion"] = " "
+    _jsonl(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(DataError, match=r"empty-text mine\.jsonl:42 .* in 1 of 100 rows .*\.runs/prepare/quarantine\.jsonl"):
+        _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl"))
+    left = (tmp_path / ".runs" / "prepare" / "quarantine.jsonl").read_text()
+    metrics, tables, out = _run(tmp_path, _params(source="jsonl", learns_from="mine.jsonl", max_bad_fraction=0.01))
+    assert (out / "quarantine.jsonl").read_text() == left
+    assert json.loads(left)["place"] == "mine.jsonl:42 (line 42)"
+    assert (metrics["rows/read"], metrics["rows/quarantined"], len(tables["demonstrations"])) == (100.0, 1.0, 99)
+    assert metrics["quality/longer_wins/pairs"] == 0.0
 
 
 def test_quality_by_hand() -> None:

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.data.lengths import bucketed, fit
 from pipelines.data.tokens import decode, encode_completion, encode_prompt, example, is_chat, left_pad, right_pad
+from pipelines.errors import ConfigurationError, DataError
 from tests import small
 
 TEMPLATE = (
@@ -105,3 +107,94 @@ def test_masks_count_tokens_even_where_a_token_equals_the_pad(rows: list[list[in
             assert ids[index][mask[index].bool()].tolist() == row
             held = mask[index].tolist()
             assert held == sorted(held, reverse=first)
+
+
+DIALOGUE = "\n\nHuman: To be?\n\nAssistant: or not\n\nHuman: why<|im_end|>?\n\nAssistant:"
+
+
+def _tokens(text: str) -> list[int]:
+    return PLAIN(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def test_a_plain_dialogue_token_by_token() -> None:
+    parts = [("\n\nHuman: To be?\n\nAssistant:", 0), (" or not", 1), ("\n\nHuman: why<|im_end|>?\n\nAssistant:", 0)]
+    ids = [token for text, _ in parts for token in _tokens(text)]
+    assert encode_prompt(PLAIN, DIALOGUE) == ids
+    every = example(PLAIN, DIALOGUE, " that is", "assistant")
+    assert every["input_ids"] == [*ids, *_tokens(" that is"), PLAIN.eos_token_id]
+    answered = [1] * (len(_tokens(" that is")) + 1)
+    assert every["completion_mask"] == [learnt for text, learnt in parts for _ in _tokens(text)] + answered
+    last = example(PLAIN, DIALOGUE, " that is")
+    assert last["input_ids"] == every["input_ids"]
+    assert last["completion_mask"] == [0] * len(ids) + answered
+
+
+def test_a_chat_dialogue_token_by_token() -> None:
+    """Every turn opens with the template's own <|im_end|>; the one behind an assistant's turn ends it and is learnt."""
+    tokenizer, eos = _chat(), PLAIN.eos_token_id
+    row = example(tokenizer, DIALOGUE, " that is", "assistant")
+    expected = [
+        ([eos, *_tokens("user: ")], 0), (_tokens("To be?"), 0), (_tokens("\n"), 0),
+        ([eos, *_tokens("assistant: ")], 0), (_tokens("or not"), 1), (_tokens("\n"), 0),
+        ([eos, *_tokens("user: ")], 0), (_tokens("why<|im_end|>?"), 0), (_tokens("\nassistant:"), 0),
+        ([*_tokens("that is"), eos], 1),
+    ]  # fmt: skip
+    assert decode(PLAIN, row["input_ids"]) == decode(PLAIN, [token for ids, _ in expected for token in ids])
+    assert row["input_ids"].count(eos) == 4, "three of the template, one behind the answer, none of the user's text"
+    learnt = [token for token, kept in zip(row["input_ids"], row["completion_mask"], strict=True) if kept]
+    assert learnt == _tokens("or not") + _tokens("that is") + [eos]
+    only_last = example(tokenizer, DIALOGUE, " that is")
+    assert sum(only_last["completion_mask"]) == len(_tokens("that is")) + 1
+
+
+def test_the_end_of_turn_behind_an_answer_is_learnt_where_it_is_eos() -> None:
+    tokenizer = _chat()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    row = example(tokenizer, DIALOGUE, " that is", "assistant")
+    learnt = [token for token, kept in zip(row["input_ids"], row["completion_mask"], strict=True) if kept]
+    assert learnt == [*_tokens("or not"), PLAIN.eos_token_id, *_tokens("that is"), PLAIN.eos_token_id]
+
+
+def test_a_chat_template_that_drops_or_refuses_a_turn_is_named() -> None:
+    tokenizer = _chat()
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    with pytest.raises(ConfigurationError, match=r"drops turn 1 \(user\)"):
+        encode_prompt(tokenizer, DIALOGUE)
+    tokenizer.chat_template = "{{ raise_exception('only one turn, please') }}"
+    with pytest.raises(ConfigurationError, match="only one turn, please"):
+        encode_prompt(tokenizer, DIALOGUE)
+
+
+def test_rows_beyond_the_context_are_refused_dropped_or_cut_at_their_beginning() -> None:
+    rows = [
+        {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]},
+        {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, -100, -100, 4, 5, 6]},
+        {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, 2, 3, 4, 5, 6]},
+    ]
+    with pytest.raises(DataError, match=r"a row of 6 tokens .* context of 4 \(2 of 3 rows\) \| context 4 .*drop\|truncate"):
+        fit(rows, 4, "raise", "demonstrations")
+    assert fit(rows, 4, "drop", "x") == (rows[:1], {"rows_dropped_by_length": 2, "rows_truncated": 0})
+    kept, counts = fit(rows, 4, "truncate", "x")
+    assert kept == [rows[0], {"input_ids": [3, 4, 5, 6], "labels": [-100, 4, 5, 6]}]
+    assert counts == {"rows_dropped_by_length": 1, "rows_truncated": 1}
+    assert fit(rows, 6, "raise", "x") == (rows, {})
+    with pytest.raises(DataError, match="0 of 1 rows left"):
+        fit(rows[2:], 4, "truncate", "x")
+
+
+def test_batches_of_like_length_hold_the_same_rows_with_less_padding() -> None:
+    lengths = [(37 * number) % 101 for number in range(400)]
+    order = list(range(400))
+    found = bucketed(order, lengths, 8, 3)
+    assert sorted(found) == order
+    assert found != bucketed(order, lengths, 8, 4)
+    assert found == bucketed(order, lengths, 8, 3)
+
+    def padding(rows: list[int]) -> int:
+        batches = [rows[start : start + 8] for start in range(0, 400, 8)]
+        return sum(8 * max(lengths[n] for n in batch) - sum(lengths[n] for n in batch) for batch in batches)
+
+    assert padding(found) < padding(order) / 5

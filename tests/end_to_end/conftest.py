@@ -55,7 +55,7 @@ def run_in(folder: Path, home: Path, *arguments: str, hash_seed: int = 0, **extr
         env={**environment(home, hash_seed), **extra},
         text=True,
         capture_output=True,
-        timeout=900,
+        timeout=1700,
     )
 
 

@@ -17,6 +17,7 @@ CALLS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # nine worker groups or pairs of actors are started, one after the other
 def test_every_stage_that_trains_samples_or_scores_has_an_actor_on_each_node(fresh: Callable[[str], Path]) -> None:
     clone = fresh("cluster")
     home = clone.parent / "home"

@@ -1,7 +1,7 @@
 """One step of our trainer against one unmodified step of TRL 1.12.0's PPOTrainer, recorded by peer/make.py; all in float64.
 
 TRL puts the score of an answer that ends early on the first pad behind its EOS, and counts that pad's value; ours puts it
-on EOS (PPO.md, point 5). Where no answer ends before the limit the two agree to 1e-6, gradients included; where some do,
+on EOS (docs/ppo.md, point 5). Where no answer ends before the limit the two agree to 1e-6, gradients included; where some do,
 moving the score by one place is all that differs.
 """
 

@@ -1,6 +1,6 @@
 """A language model small enough to enumerate: 4 tokens, 3 steps, 64 sequences, so the optimum is known exactly.
 
-pi*(y) = pi_ref(y) exp(r(y) / beta) / Z and J* = beta log E_ref[exp(r / beta)] (PPO.md).
+pi*(y) = pi_ref(y) exp(r(y) / beta) / Z and J* = beta log E_ref[exp(r / beta)] (docs/ppo.md).
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from pipelines.config import Generation, Ppo
 from pipelines.context import Worker
-from pipelines.data.schemas import PAIRS
-from pipelines.data.tables import write_table
 from pipelines.journal import Journal
 from pipelines.models.generation import response_logprobs
 from pipelines.models.loading import load_causal_lm, save_model
@@ -149,32 +146,6 @@ def params(beta: float, **changes: Any) -> Ppo:
         "generation": Generation(max_new_tokens=STEPS, batch_size=10_000),
     }
     return Ppo(**{**common, **changes})
-
-
-def bradley_terry_pairs(folder: Path, reference: torch.Tensor, count: int) -> Path:
-    """About ``count`` pairs of answers drawn from pi_ref, labelled with P(y beats y') = sigmoid(r(y) - r(y')).
-
-    Every ordered pair stands in the table as often as it is expected, rounded up or down at random: what an endless
-    sample tends to.
-    """
-    p, r = reference / reference.sum(), rewards_table()
-    expected = count * 2.0 * p[:, None] * p[None, :] * torch.sigmoid(r[:, None] - r[None, :])
-    expected.fill_diagonal_(0.0)
-    noise = torch.rand(expected.shape, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
-    places = (expected + noise).floor().long().flatten()
-    chosen, rejected = (place.tolist() for place in (
-        torch.repeat_interleave(torch.arange(len(p)).repeat_interleave(len(p)), places),
-        torch.repeat_interleave(torch.arange(len(p)).repeat(len(p)), places),
-    ))  # fmt: skip
-    texts = [" ".join(map(str, sequence)) for sequence in SEQUENCES]
-    frame = pd.DataFrame({"chosen": [texts[i] for i in chosen], "rejected": [texts[i] for i in rejected]})
-    frame = frame.sample(frac=1.0, random_state=13, ignore_index=True)
-    frame["id"] = [f"p{number}" for number in range(len(frame))]
-    frame["split"] = ["validation" if number < 64 else "train" for number in range(len(frame))]
-    same = {"prompt_id": "q", "prompt": "0", "judge": "table", "group": "toy", "margin": float("nan"), "source": "judge"}
-    frame = frame.assign(**same, chosen_ended=False, rejected_ended=False)
-    write_table(frame[list(PAIRS.columns)], folder / "pairs.parquet", PAIRS)
-    return folder / "pairs.parquet"
 
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,141 @@
+"""Time and memory of reading, checking, deduplicating, splitting and writing preference rows; the same with the obvious peer.
+
+``python benchmarks/data.py [--rows N] [--parts rows near peer]``:
+a tenth of the rows first, then all of them, each part in a process of its own
+(its peak memory is measured); then datasets + pandas with checks row by row. Writes benchmarks/results/data.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, facts, save
+
+sys.path.insert(0, str(ROOT))
+
+WORDS = 20_000
+FRAGMENTS = 40_000
+REPEATS = 0.001
+
+
+def main() -> None:
+    """Make the rows, measure each part in a process of its own, save."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(PARTS[options.part](options.folder)))
+        return
+    load = os.getloadavg()[0]
+    note = f"{load:.1f} other processes were running on {os.cpu_count()} cores: seconds of the clock count them too."
+    result: dict[str, Any] = {"rows": options.rows, "parts": {}, "note": note if load > 0.5 else ""}
+    with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
+        for rows in (options.rows // 10, options.rows):
+            own = Path(folder) / str(rows)
+            own.mkdir()
+            size = make(own / "rows.jsonl", rows)
+            result["parts"][str(rows)] = {"bytes": size} | {name: _measured(name, own) for name in options.parts}
+    command = "python benchmarks/data.py" + (f" --parts {' '.join(options.parts)}" if options.parts != list(PARTS) else "")
+    save("data", result | facts(command))
+
+
+def make(path: Path, rows: int) -> int:
+    """Preference rows of about a kilobyte; one in a thousand stands twice. Returns the bytes."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(WORDS)]
+    fragments = [" ".join(draw.choices(words, k=10)) for _ in range(FRAGMENTS)]
+    with path.open("w", encoding="utf-8") as file:
+        line = ""
+        for number in range(rows):
+            if number == 0 or draw.random() >= REPEATS:
+                parts = draw.choices(fragments, k=16)
+                texts = (f"{number} {' '.join(parts[:6])}", " ".join(parts[6:11]), " ".join(parts[11:]))
+                line = json.dumps(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))) + "\n"
+            file.write(line)
+    return path.stat().st_size
+
+
+def ours_rows(folder: Path) -> dict[str, Any]:
+    """Read, validated, exactly deduplicated, split and written as Parquet."""
+    from pipelines.config.data import Prepare, Source
+    from pipelines.data.rows import ingest
+    from pipelines.data.vetting import vet_rows
+
+    settings = Prepare().model_copy(update={"sources": {"rows": Source(path="rows.jsonl")}, "duplicates": "drop"})
+    found = ingest(settings, folder, folder / "ours", 1)
+    vet_rows(found, settings, "rows.jsonl")
+    return {"kept": found.rows}
+
+
+def ours_near(folder: Path) -> dict[str, Any]:
+    """Near duplicates by MinHash and contamination of the test prompts, on the file that the first part wrote."""
+    from pipelines.config.data import Prepare
+    from pipelines.data.problems import Ledger
+    from pipelines.data.rows import Ingested
+    from pipelines.data.vetting import contamination, near_duplicates
+
+    found = Ingested(folder / "ours" / "rows.parquet", Ledger())
+    settings = Prepare(leaks="drop")
+    return {"contamination": contamination(found, settings), "near": near_duplicates(found, settings)["rows"]}
+
+
+def peer(folder: Path) -> dict[str, Any]:
+    """The same as the first part with datasets and pandas: load, check row by row, drop repeats, split by hash, write."""
+    import hashlib
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = datasets.load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=str(folder / "cache"))
+
+    def checked(row: dict[str, Any]) -> bool:
+        texts = [row[name] for name in ("prompt", "chosen", "rejected")]
+        return all(isinstance(text, str) and text.strip() and "\0" not in text for text in texts) and texts[1] != texts[2]
+
+    def split(row: dict[str, Any]) -> dict[str, str]:
+        place = int(hashlib.sha256(" ".join(row["prompt"].lower().split()).encode()).hexdigest()[:15], 16) / 16**15
+        return {"split": "test" if place < 0.15 else "validation" if place < 0.25 else "train"}
+
+    frame = rows.filter(checked).map(split).to_pandas()
+    frame = frame.drop_duplicates(["prompt", "chosen", "rejected"])
+    frame.to_parquet(folder / "peer.parquet", compression="zstd")
+    return {"kept": len(frame)}
+
+
+PARTS = {"rows": ours_rows, "near": ours_near, "peer": peer}
+
+
+def _measured(part: str, folder: Path) -> dict[str, Any]:
+    """Seconds of the clock and of the processor, and the peak memory of one part with its start."""
+    command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
+    started = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    said = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{part} failed")
+    seconds = time.monotonic() - started
+    print(f"{part}: {seconds:.0f} s, {usage.ru_maxrss / 2**20:.2f} GiB", flush=True)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "found": json.loads(said.splitlines()[-1]),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The configuration: strict, frozen, read before anything heavy is imported. One class a section of params.yaml.
+
+Unknown keys fail with the nearest valid name. What is under ``runtime`` says where and how wide a stage runs and never
+enters what is hashed; everything else defines the result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipelines.config.base import Base, Scratch
+from pipelines.config.data import Prepare
+from pipelines.config.policies import AnyPolicy, Dpo, Ppo, RewardTerm
+from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
+from pipelines.config.training import Generation, Reward, Sft, Training
+from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
+from pipelines.errors import ConfigurationError
+
+__all__ = [
+    "NAME", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation", "Judge", "Params", "Positive",
+    "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Report", "Reward", "RewardTerm", "Runtime", "Scratch", "Section",
+    "Sft", "Training", "load",
+]  # fmt: skip
+
+PARAMS = Path("params.yaml")
+
+
+class Judge(Section):
+    """The judge that labels pairs. ``lexicon`` is VADER's compound score: a gold judge, because it is known exactly."""
+
+    kind: Literal["lexicon", "callable"] = "lexicon"
+    callable: str = ""
+    gold: bool = True
+
+    @model_validator(mode="after")
+    def _callable_is_named(self) -> Judge:
+        if self.kind == "callable" and ":" not in self.callable:
+            raise ValueError("kind: callable needs callable: judges_file.module:function")
+        return self
+
+
+class Preferences(Section):
+    """Pairs for the reward model and the offline methods: answers of the SFT model, labelled by a judge; or people's pairs."""
+
+    source: Literal["judge", "pool", "both"] = "judge"
+    judge: Judge
+    answers: Annotated[int, Field(ge=2)] = 4
+    pairing: Literal["random", "best_worst", "all"] = "all"
+    bradley_terry_temperature: Positive = 0.1
+    label_noise: Fraction = 0.0
+    min_margin: Annotated[float, Field(ge=0.0)] = 0.2
+    precision: Precision = "bf16"
+    generation: Generation = Generation()
+
+
+class Evaluate(Section):
+    """Answers on held-out prompts, compared with the SFT model's answer by answer."""
+
+    answers: Count = 3
+    precision: Precision = "bf16"
+    tie_margin: Annotated[float, Field(ge=0.0)] = 0.05
+    bootstrap: Count = 2000
+    generation: Generation = Generation()
+
+
+class Report(Section):
+    """The report page."""
+
+    examples: Count = 10
+
+
+class RayRuntime(Section):
+    """The cluster that serves a flow run; no address: the flow starts one on this machine."""
+
+    address: str = ""
+
+
+class Runtime(Section):
+    """Where and how wide, never what: listed by no stage."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 2
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    parallel_stages: Count = 1
+    ray: RayRuntime = RayRuntime()
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    prepare: Prepare
+    base: Base
+    sft: Sft
+    preferences: Preferences
+    reward: Reward
+    policies: dict[Annotated[str, Field(pattern=NAME)], AnyPolicy]
+    evaluate: Evaluate
+    report: Report
+    runtime: Runtime = Runtime()
+    registry: Registry = Registry()
+    promotion: Promotion = Promotion()
+    retrain: Retrain = Retrain()
+    monitor: Monitor = Monitor()
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Params:
+        if "sft" in self.policies:
+            raise ValueError("policies.sft: the name is taken by the SFT model's evaluation; call the policy otherwise")
+        return self
+
+
+def load(path: Path = PARAMS) -> Params:
+    """Read and check a params file.
+
+    Raises ConfigurationError with one line that names the file, the key, what was wrong and, for an unknown key or
+    value, the nearest valid one.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"{path}: no such file; `prefloop use shakespeare` writes the default recipe there")
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: " + "; ".join(_explained(item) for item in error.errors())) from error
+
+
+def _explained(item: Any) -> str:
+    """One problem in one phrase: where, what, and the nearest valid name."""
+    where = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(where[:-1])
+        return f"{_dotted(where)}: unknown key{_nearest(where[-1], known)}"
+    if item["type"] == "union_tag_invalid":
+        tag, known = item["ctx"]["tag"], [name.strip("'") for name in item["ctx"]["expected_tags"].split(", ")]
+        return f"{_dotted(where)}.method: unknown method '{tag}'{_nearest(tag, known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    if item["type"] == "literal_error":
+        message += _nearest(str(value), [name.strip("'") for name in item["ctx"]["expected"].replace(" or ", ", ").split(", ")])
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    return f"{_dotted(where)}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(sorted(known))}"
+
+
+def _fields_at(where: list[str]) -> list[str]:
+    """The valid keys at a place in the file, found by walking the classes."""
+    model: Any = Params
+    methods: dict[str, type[Section]] = {"ppo": Ppo, "dpo": Dpo}
+    if where[:1] == ["policies"] and len(where) >= 3:
+        model, where = methods[where[2]], where[3:]
+    for part in where:
+        named = typing.get_args(model)  # a mapping of names to sections: the name leads to the section
+        model = named[1] if named else model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _dotted(where: list[str]) -> str:
+    """The place as the file has it: pydantic puts the union's tag behind a policy's name."""
+    if where[:1] == ["policies"] and len(where) >= 3:
+        where = where[:2] + where[3:]
+    return ".".join(where)

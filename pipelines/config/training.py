@@ -1,0 +1,86 @@
+"""What the training stages share, and the sections ``sft`` and ``reward``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config.section import Count, Fraction, Positive, Precision, Section
+
+ExcessLength = Literal["raise", "drop", "truncate"]
+
+
+class Generation(Section):
+    """How answers are sampled. ``top_k`` 0 = every token can be drawn; ``repetition_penalty`` 1 = none (Keskar et al. 2019).
+
+    On-policy training takes ``temperature`` only: the others change the distribution behind the log-probabilities' back.
+    """
+
+    max_new_tokens: Count = 24
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    temperature: Positive = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    repetition_penalty: Positive = 1.0
+    batch_size: Count = 64
+
+    @model_validator(mode="after")
+    def _minimum_is_below_maximum(self) -> Generation:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        return self
+
+
+class Training(Section):
+    """What every training stage shares; the names are those of Hugging Face. ``batch_size`` is global, over all workers."""
+
+    adapter: Literal["none", "lora"] = "lora"
+    lora_r: Count = 16
+    lora_alpha: Count = 32
+    precision: Precision = "bf16"
+    learning_rate: Positive = 2e-4
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_ratio: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    batch_size: Count = 32
+    micro_batch_size: Count = 32
+    save_steps: Count = 10
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Training:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+
+class Sft(Training):
+    """Supervised fine-tuning on the completion's tokens; ``loss_on: assistant`` adds the earlier answers of a dialogue.
+
+    ``excess_length`` is about rows longer than the model's context: ``truncate`` cuts the prompt's beginning.
+    ``group_by_length`` puts rows of like length into a batch: less padding, another order.
+    """
+
+    loss_on: Literal["completion", "assistant"] = "completion"
+    excess_length: ExcessLength = "raise"
+    group_by_length: bool = False
+    learning_rate: Positive = 1e-3
+    warmup_ratio: Fraction = 0.05
+    num_train_epochs: Count = 1
+
+
+class Reward(Training):
+    """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all).
+
+    ``members`` of an ensemble differ in their seed: their adapters' start and the order of the pairs.
+    """
+
+    members: Count = 1
+    pooling: Literal["mean", "last"] = "mean"
+    layers: Annotated[int, Field(ge=0)] = 4
+    learning_rate: Positive = 3e-3
+    warmup_ratio: Fraction = 0.1
+    num_train_epochs: Count = 1
+    excess_length: ExcessLength = "raise"
+    early_stopping_patience: Count = 3
+    eval_steps: Count = 10

@@ -1,0 +1,259 @@
+"""Sources and formats: the same rows whatever file and format they come in; what is optional stays on them."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.config.data import Prepare, Source
+from pipelines.data.candidates import from_rows
+from pipelines.data.formats import Row, reader, recognise
+from pipelines.data.problems import BadRow
+from pipelines.data.rows import blocks, ingest
+from pipelines.data.vetting import vet
+from pipelines.errors import DataError, EnvironmentFault
+
+ROWS = [{"prompt": f"Question {n}?", "completion": f"Answer {n}."} for n in range(30)]
+DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: who?\n\nAssistant:"
+
+
+def _rows(record: dict[str, Any], **settings: Any) -> tuple[list[Row], int, str]:
+    source = Source(path="x.jsonl", **settings)
+    kind = recognise(record, source, "x.jsonl:1")
+    return (*reader(kind, source, "mine")(record), kind)
+
+
+def _one(record: dict[str, Any], **settings: Any) -> Row:
+    rows, ties, _ = _rows(record, **settings)
+    assert (len(rows), ties) == (1, 0)
+    return rows[0]
+
+
+def _ingest(root: Path, sources: dict[str, Source], **settings: Any) -> Any:
+    prepare = Prepare().model_copy(update={"sources": sources, **settings})
+    found = ingest(prepare, root, root / "scratch", 1)
+    return found, vet(found, prepare, root, "test")
+
+
+def _prompts(path: Path) -> list[str]:
+    return [prompt for _, block in blocks(path, ["prompt"]) for prompt in block["prompt"]]
+
+
+def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "c.parquet")
+    with (tmp_path / "d.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    found = []
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv"):
+        rows = _ingest(tmp_path, {"mine": Source(path=name)})[0].path
+        found.append(
+            [
+                row
+                for _, block in blocks(rows, ["id", "prompt", "completion", "split"])
+                for row in zip(*block.values(), strict=True)
+            ]
+        )
+    assert [(row[1], row[2]) for row in found[0]] == [(row["prompt"], row["completion"]) for row in ROWS]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert {row[3] for row in found[0]} == {"train", "validation", "test"}
+
+
+def test_folders_and_globs_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name, rows in (("in/2.jsonl", ROWS[10:20]), ("in/1.jsonl", ROWS[:10]), ("in/deep/3.jsonl", ROWS[20:])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "in" / "notes.txt").write_text("not data")
+    whole = _prompts(_ingest(tmp_path, {"mine": Source(path="in")})[0].path)
+    assert whole == [row["prompt"] for row in ROWS]
+    assert _prompts(_ingest(tmp_path, {"mine": Source(path="in/*.jsonl")})[0].path) == whole[:20]
+    with pytest.raises(DataError, match=r"no-files in/\*\.csv: 0 files"):
+        _ingest(tmp_path, {"mine": Source(path="in/*.csv")})
+
+
+def test_csv_cells_with_commas_quotes_and_lines(tmp_path: Path) -> None:
+    rows = [{"prompt": f'a "{n}", b\nc', "completion": "d"} for n in range(20)]
+    with (tmp_path / "d.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert _prompts(_ingest(tmp_path, {"mine": Source(path="d.csv")})[0].path) == [row["prompt"] for row in rows]
+
+
+def test_formats_are_recognised() -> None:
+    user, answer = {"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}
+    assert _one({"prompt": "a", "completion": "b"})[:3] == ("demonstration", "a", "b")
+    assert _one({"messages": [user, answer]})[:3] == ("demonstration", "who?", "me")
+    multi = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, user]
+    assert _one({"messages": [*multi, answer]})[:3] == ("demonstration", DIALOGUE, "me")
+    pair = ("pair", "a", None, "b", "c")
+    assert _one({"prompt": "a", "chosen": "b", "rejected": "c"})[:5] == pair
+    other = {"role": "assistant", "content": "you"}
+    assert _one({"chosen": [user, answer], "rejected": [user, other]})[:5] == ("pair", "who?", None, "me", "you")
+    assert _one({"prompt": multi, "chosen": [answer], "rejected": [other]})[:5] == ("pair", DIALOGUE, None, "me", "you")
+    assert _one({"chosen": DIALOGUE + " me", "rejected": DIALOGUE + " you"})[:5] == ("pair", DIALOGUE, None, " me", " you")
+    assert _one({"instruction": "a", "input": "x", "output": "b"})[:3] == ("demonstration", "a\n\nx", "b")
+    assert _one({"instruction": "a", "input": "", "output": "b"})[:3] == ("demonstration", "a", "b")
+    assert _one({"prompt": "a", "completion": "b", "label": False})[:6] == ("label", "a", "b", None, None, False)
+    assert _one({"prompt": "a", "completion": "b", "label": "1"})[5] is True
+
+
+def test_ranked_answers_give_every_pair_without_ties() -> None:
+    rows, ties, kind = _rows({"prompt": "a", "answers": ["x", "y", "z"], "scores": [1, 3, 1]})
+    assert [(row.chosen, row.rejected, row.margin) for row in rows] == [("y", "x", 2.0), ("y", "z", 2.0)]
+    assert (ties, kind) == (1, "ranked")
+    rows, ties, _ = _rows({"prompt": "a", "answers": ["x", "y", "z"], "ranks": [2, 1, 3]})
+    assert [(row.chosen, row.rejected, row.margin) for row in rows] == [("y", "x", None), ("x", "z", None), ("y", "z", None)]
+    rows, ties, _ = _rows({"prompt": "a", "answers": [{"text": "x", "score": 0.5}, {"text": "y", "score": 0.5}]})
+    assert (rows, ties) == ([], 1)
+    with pytest.raises(BadRow, match="scores: expected 2 numbers"):
+        _rows({"prompt": "a", "answers": ["x", "y"], "scores": [1]})
+
+
+def test_graded_comparisons_with_words_for_grades_and_an_annotator() -> None:
+    settings = {"columns": {"grade": "preference", "annotator": "evaluator"}, "grades": {"a": 2.0, "tie": 0.0, "b": -1.0}}
+    record = {"prompt": "p", "first": "x", "second": "y", "evaluator": "e03"}
+    row = _one(record | {"preference": "b"}, **settings)
+    assert (row.chosen, row.rejected, row.margin, row.annotator) == ("y", "x", 1.0, "e03")
+    assert _rows(record | {"preference": "tie"}, **settings)[:2] == ([], 1)
+    with pytest.raises(BadRow, match="'c' is none of a, tie, b"):
+        _rows(record | {"preference": "c"}, **settings)
+    source = Source(path="x.jsonl", **settings)
+    with pytest.raises(BadRow, match="grade: missing"):  # not a tie: nobody has judged
+        reader("graded", source, "mine")(record | {"preference": None})
+
+
+def test_columns_are_mapped_and_optional_ones_stay() -> None:
+    record = {"task": {"q": "a"}, "texts": ["x", "b"], "who": 7, "m": "0.5", "w": 2, "from": "web", "set": "rte"}
+    columns = {
+        "prompt": "task.q",
+        "completion": "texts.1",
+        "group": "who",
+        "margin": "m",
+        "weight": "w",
+        "source": "from",
+        "dataset": "set",
+    }
+    row = _one(record, columns=columns, category="nli")
+    assert row == Row(
+        "demonstration", "a", "b", group="7", margin=0.5, weight=2.0, source="web", task="nli/rte", template=None
+    )  # fmt: skip
+    with pytest.raises(BadRow, match="weight: expected a number above 0"):
+        _one(record | {"w": 0}, columns=columns)
+    assert _one({"prompt": "a", "completion": "b"}).task == "mine"
+
+
+def test_pairs_keep_annotator_and_weight_and_labels_have_a_table(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Q{n}", "chosen": f"a{n}", "rejected": "b", "annotator": f"e{n % 3}", "weight": 0.5} for n in range(20)]
+    labels = [{"prompt": f"L{n}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(20)]
+    for name, rows in (("pairs", pairs), ("labels", labels)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found, facts = _ingest(tmp_path, {name: Source(path=f"{name}.jsonl") for name in ("pairs", "labels")})
+    tables = from_rows(found.path)
+    assert tables.pairs[["annotator", "weight"]].to_dict("records") == [
+        {"annotator": f"e{n % 3}", "weight": 0.5} for n in range(20)
+    ]
+    assert tables.labels["label"].tolist() == [n % 2 == 0 for n in range(20)]
+    shown = set(tables.candidates["prompt"])
+    assert {f"L{n}" for n in range(20) if n % 2 == 0} <= shown, "good answers are demonstrated"
+    assert not {f"L{n}" for n in range(20) if n % 2} & shown
+    assert facts["longer_wins"] == {"pairs": 20, "accuracy": 1.0}
+
+
+def test_bad_rows_up_to_the_fraction_are_put_aside_and_listed(tmp_path: Path) -> None:
+    rows = [json.dumps(row) for row in ROWS]
+    rows[3], rows[8] = "{broken", json.dumps({"prompt": "private words", "completion": " "})
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    sources = {"mine": Source(path="mine.jsonl")}
+    with pytest.raises(DataError, match=r"in 1 of 30 rows .*\(2 of 30 rows, 0.05 allowed\)"):
+        _ingest(tmp_path, sources, max_bad_fraction=0.05)
+    prepare = Prepare().model_copy(update={"sources": sources, "max_bad_fraction": 0.07})
+    found = ingest(prepare, tmp_path, tmp_path / "scratch", 1, tmp_path / "quarantine.jsonl")
+    facts = vet(found, prepare, tmp_path, "test")
+    assert found.rows == 28
+    assert facts["rows"]["quarantined"] == {"empty-text": 1, "invalid-json": 1}
+    listed = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(each["code"], each["place"]) for each in listed] == [
+        ("invalid-json", "mine.jsonl:4 (line 4)"),
+        ("empty-text", "mine.jsonl:9 (line 9)"),
+    ]
+    assert "private" not in (tmp_path / "quarantine.jsonl").read_text()
+    (tmp_path / "mine.jsonl").write_text("{a\n{b\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"all-filtered test: 0 of 2 rows left: invalid-json 2"):
+        _ingest(tmp_path, sources, max_bad_fraction=1.0)
+
+
+def test_rows_that_are_added_move_no_other(tmp_path: Path) -> None:
+    def splits(count: int) -> dict[str, str]:
+        rows = [{"prompt": f"Question {n}?", "completion": f"Answer {n}."} for n in range(count)]
+        (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        path = _ingest(tmp_path, {"mine": Source(path="mine.jsonl")})[0].path
+        return {p: s for _, block in blocks(path, ["prompt", "split"]) for p, s in zip(*block.values(), strict=True)}
+
+    few, many = splits(200), splits(300)
+    assert few == {prompt: many[prompt] for prompt in few}
+    assert set(few.values()) == {"train", "validation", "test"}
+
+
+def test_prompts_that_differ_in_case_and_width_share_a_split(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Was ist Straße {n}?", "completion": "a"} for n in range(40)]
+    rows += [{"prompt": f"WAS  IST STRASSE {n}\uff1f", "completion": "b"} for n in range(40)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found, _ = _ingest(tmp_path, {"mine": Source(path="mine.jsonl")}, max_overlap=0.0)
+    splits = [split for _, block in blocks(found.path, ["split"]) for split in block["split"]]
+    assert splits[:40] == splits[40:]
+
+
+def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
+    rows = [dict(row) for row in ROWS]
+    rows[0]["completion"] = (
+        "Write to jane.doe@example.org or +49 30 1234 5678, card 4111 1111 1111 1111, not 4111 1111 1111 1112."
+    )
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = {"mine": Source(path="mine.jsonl")}
+    found, facts = _ingest(tmp_path, sources)
+    assert facts["personal_data"]["email"] == facts["personal_data"]["credit_card"] == 1
+    assert from_rows(found.path).candidates["completion"][0].strip() == rows[0]["completion"]
+    masked = from_rows(_ingest(tmp_path, sources, personal_data="mask")[0].path).candidates["completion"][0]
+    assert "[email]" in masked
+    assert "[credit_card], not 4111" in masked
+    assert "jane" not in masked
+
+
+def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the hub cannot be reached, and that is said; the streaming path reads a folder of the same layout."""
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
+    local = Source(hub="some/set", revision="0123456789").model_copy(update={"hub": str(tmp_path)})
+    found, _ = _ingest(tmp_path, {"mine": local})
+    assert _prompts(found.path) == [row["prompt"] for row in ROWS]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EnvironmentFault, match=r"prepare\.sources\.mine: nobody/nothing@0123456789 cannot be reached"):
+        _ingest(tmp_path, {"mine": Source(hub="nobody/nothing", revision="0123456789")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({}, "one of them"),
+        ({"hub": "a/b"}, "needs revision"),
+        ({"hub": "../data", "revision": "0123456789"}, "should match pattern"),
+        ({"path": "a.jsonl", "columns": {"promt": "x"}}, "'promt' is none of ours"),
+        ({"path": "a.jsonl", "format": "template"}, "go together"),
+        ({"path": "a.jsonl", "format": "template", "templates": "../x.yaml"}, "below data/templates/"),
+    ],
+)
+def test_a_source_that_makes_no_sense_is_refused(settings: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        Source(**settings)
