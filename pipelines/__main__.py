@@ -7,15 +7,17 @@ import os
 import sys
 from pathlib import Path
 
-QUIET = {
+DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
+    "GOMP_SPINCOUNT": "1000",  # a waiting thread sleeps soon; else it spins and takes the core from the one it waits for
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+"""Environment variables of all our processes, unless the user has set them."""
 
 COMMANDS = {"challenge": "challenge", "data": "dataset", "generate": "generate", "observe": "observe"}
 """What is no stage, and its module of this package, which has ``main(arguments, root)``."""
@@ -23,7 +25,7 @@ COMMANDS = {"challenge": "challenge", "data": "dataset", "generate": "generate",
 
 def main() -> int:
     """Run the stage that the command line names, or what is no stage: ``data`` looks at data, ``generate`` tries a model."""
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in COMMANDS:
