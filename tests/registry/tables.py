@@ -25,9 +25,8 @@ def write(artifacts: Path, seed: int, kindness: float) -> None:
     rest = {"reference": "so", "template": "plain", "source": "test"}
     table = prompts.assign(**rest, group=["even" if i % 2 == 0 else "odd" for i in range(len(prompts))], split="test")
     trained = pd.DataFrame([{"id": "q1", "prompt": "VIOLA: learnt", **rest, "group": "even", "split": "train"}])
-    write_table(
-        pd.concat([table, trained], ignore_index=True)[list(PROMPTS.columns)], artifacts / "prepared/prompts.parquet", PROMPTS
-    )
+    needed = [name for name, column in PROMPTS.columns.items() if column.required]
+    write_table(pd.concat([table, trained], ignore_index=True)[needed], artifacts / "prepared/prompts.parquet", PROMPTS)
     rows = [
         {"id": f"d{i}", "prompt": f"HAMLET: {i}", "completion": " so.", "template": "plain", "source": "test", "group": "play",
          "split": "train" if i < 8 else "test"}
