@@ -49,23 +49,23 @@ def deploy(root: Path) -> list[str]:
 
 def automations() -> list[Any]:
     """Zombies are closed; failures are told, where somebody is named."""
-    from prefect.automations import Automation
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState, SendNotification
-    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
     runs = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
     ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")}
     beat = "prefect.flow-run.heartbeat"
     wanted = [
-        Automation(
+        AutomationCore(
             name="prefloop: close runs whose process died",
             trigger=EventTrigger(
                 after={beat}, expect={beat, *ended}, match=runs, for_each={"prefect.resource.id"},
                 posture=Posture.Proactive, threshold=1, within=timedelta(seconds=3 * BEAT),
             ),
-            actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its process died: no heartbeat", force=False)],
+            actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its process died: no heartbeat",
+                                        force=False)],
         )
     ]  # fmt: skip
     if NOTIFY in os.environ:
@@ -76,7 +76,7 @@ def automations() -> list[Any]:
             body="{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
         )
         wanted.append(
-            Automation(
+            AutomationCore(
                 name="prefloop: tell of failures",
                 trigger=EventTrigger(expect=failed, match=runs, posture=Posture.Reactive, threshold=1),
                 actions=[told],
