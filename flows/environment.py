@@ -38,9 +38,9 @@ def prepare(root: Path) -> None:
     Prefect's database lives in the project (``.prefect/``), so a machine with an empty or read-only home works and
     projects do not share a history; a person's own profiles (``prefect cloud login``) are still read.
     """
-    from pipelines.__main__ import QUIET
+    from pipelines.__main__ import DEFAULTS
 
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     profiles = Path(os.path.expanduser("~/.prefect/profiles.toml"))
     if "PREFECT_HOME" not in os.environ and profiles.exists():

@@ -6,15 +6,17 @@ import os
 import sys
 from pathlib import Path
 
-QUIET = {
+DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
+    "GOMP_SPINCOUNT": "1000",  # a waiting thread sleeps soon; else it spins and takes the core from the one it waits for
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+"""Environment variables of all our processes, unless the user has set them."""
 
 
 def main() -> int:
@@ -24,14 +26,14 @@ def main() -> int:
 
         return dataset.main(sys.argv[2:], Path.cwd())
     if sys.argv[1:2] == ["generate"]:
-        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        os.environ.update({name: os.environ.get(name, value) for name, value in DEFAULTS.items()})
         from pipelines import generate
 
         return generate.main(sys.argv[2:], Path.cwd())
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr)
         return 0 if "--help" in sys.argv or "-h" in sys.argv else 3
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     from pipelines import runner
 

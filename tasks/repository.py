@@ -40,14 +40,14 @@ def opened(root: Path) -> Iterator[Any]:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What a ``dvc repro`` inherits: this virtual environment's python first, a plain shell, no telemetry, a private cache."""
-    from pipelines.__main__ import QUIET
+    """What a ``dvc repro`` inherits: this virtual environment's python first, a plain shell, our defaults, a private cache."""
+    from pipelines.__main__ import DEFAULTS
 
     here = str(Path(sys.executable).parent)
     dropped = ("DVC_ROOT", "DVC_STAGE", "PYTHONSAFEPATH")
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     path = os.pathsep.join([here, inherited.get("PATH", os.defpath)])
-    return {**QUIET, **inherited, **private(root), "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
+    return {**DEFAULTS, **inherited, **private(root), "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
 
 
 def private(root: Path) -> dict[str, str]:
