@@ -25,10 +25,10 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 def keys_of(*columns: Any) -> np.ndarray:
     """A 64-bit hash [N] of the texts of every row, over one or more columns."""
-    found = np.uint64(0)
+    found = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
         found = found * FACTOR ^ pd.util.hash_array(np.asarray(column, object), categorize=False)
-    return np.asarray(found)
+    return found
 
 
 def place_of(seed: int, id_: str) -> int:
