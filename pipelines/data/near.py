@@ -28,7 +28,7 @@ COMMON = 10
 
 PARTS = 64
 TOP = np.uint64(58)
-"""What is behind the bits of a hash that say in which of the parts it is."""
+"""A hash shifted by so many bits is the number of its part."""
 
 SPILLED = np.dtype([("key", "<u8"), ("number", "<u4")])
 SEED = 1
@@ -139,8 +139,7 @@ class Spill:
     def __init__(self, path: Path) -> None:
         self.files = [path.with_suffix(f".{part}") for part in range(PARTS)]
         self.rows = 0
-        for file in self.files:
-            file.write_bytes(b"")
+        self.close()  # what a run that was killed has left
 
     def add(self, keys: np.ndarray, numbers: np.ndarray, parts: np.ndarray) -> None:
         """The next pairs, and the part of each."""
@@ -155,12 +154,12 @@ class Spill:
 
     def parts(self) -> Iterator[np.ndarray]:
         """The pairs of every part."""
-        return (np.fromfile(file, SPILLED) for file in self.files)
+        return (np.fromfile(file, SPILLED) if file.exists() else np.empty(0, SPILLED) for file in self.files)
 
     def close(self) -> None:
         """Remove the files."""
         for file in self.files:
-            file.unlink()
+            file.unlink(missing_ok=True)
 
 
 def _once(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
