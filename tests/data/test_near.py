@@ -52,6 +52,7 @@ def test_overlap_with_test_prompts_by_hand(tmp_path: Path) -> None:
     test = " ".join(words)  # 6 grams of 8
     train = [" ".join([*words[:12], "x"]), " ".join(words[5:]), " ".join(words[6:]), "word0 word1", test + " more"]
     rows = [(np.array([10, 11, 12]), train[:3]), (np.array([13, 14]), train[3:])]
+    (tmp_path / "held.5").write_bytes(b"left by a run that was killed")
     found = overlaps([[test], ["word0 word1"]], rows, 0.5, tmp_path)
     assert found.shares.tolist() == [1.0, 1.0]
     assert found.rows.tolist() == [14, 13]
