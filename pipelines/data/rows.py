@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.config.data import Prepare, Source
 from pipelines.context import seed_for
 from pipelines.data import formats, phrasing, sources, texts
+from pipelines.data.columnar import batches_of
 from pipelines.data.formats import Row
 from pipelines.data.problems import BadRow, Ledger
 from pipelines.data.seen import Seen
@@ -75,7 +76,7 @@ class Ingested:
         """(row numbers, columns) of every block of the file, without the rows that are not used."""
         start = 0
         with pq.ParquetFile(self.path) as table:
-            for batch in table.iter_batches(batch_size=BLOCK, columns=columns):
+            for batch in batches_of(table, BLOCK, columns):
                 kept = self.kept[start : start + batch.num_rows]
                 if kept.any():
                     yield start + np.flatnonzero(kept), batch if kept.all() else batch.filter(pa.array(kept))

@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet as pq
 from pandera.errors import SchemaErrors
 
+from pipelines.data.columnar import batches_of
 from pipelines.errors import DataError
 
 EXAMPLES = 20
@@ -88,7 +89,7 @@ def read_blocks(path: Path, rows: int = 16384) -> Iterator[pd.DataFrame]:
         if not table.metadata.num_rows:
             yield table.read().to_pandas()
             return
-        for batch in table.iter_batches(batch_size=rows):
+        for batch in batches_of(table, rows):
             yield batch.to_pandas()
 
 

@@ -3,19 +3,24 @@
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config.data import Prepare, Source
+from pipelines.data import rows as rows_file
 from pipelines.data import streams
+from pipelines.data.columnar import read_parquet
 from pipelines.data.formats import Row, reader, recognise
-from pipelines.data.problems import BadRow
+from pipelines.data.problems import BadRow, Ledger
 from pipelines.data.rows import Ingested, ingest
+from pipelines.data.tables import read_blocks
 from pipelines.data.vetting import vet
 from pipelines.errors import DataError, EnvironmentFault
 from tests.data.helpers import rows_of
@@ -257,3 +262,18 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
 def test_a_source_that_makes_no_sense_is_refused(settings: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         Source(**settings)
+
+
+def test_no_more_than_a_block_of_a_file_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MB that cannot be packed, in 40 blocks of 1.6 MB: no more than some blocks at a time, however they are read."""
+    texts = [os.urandom(8192).hex() for _ in range(4000)]
+    columns = {each.name: pa.nulls(100, each.type) for each in rows_file.SCHEMA}
+    with pq.ParquetWriter(tmp_path / "rows.parquet", rows_file.SCHEMA, compression="lz4") as writer:
+        for start in range(0, 4000, 100):
+            writer.write_table(pa.table(columns | {"prompt": pa.array(texts[start : start + 100])}, rows_file.SCHEMA))
+    monkeypatch.setattr(rows_file, "BLOCK", 100)
+    found = Ingested(tmp_path / "rows.parquet", Ledger(), np.ones(4000, bool))
+    streamed = (found.blocks(["prompt"]), read_blocks(found.path, 100), read_parquet(found.path, "rows.parquet", 2**20))
+    for blocks in streamed:
+        before = pa.total_allocated_bytes()
+        assert max(pa.total_allocated_bytes() - before for _ in blocks) < 16 * 2**20
