@@ -1,6 +1,6 @@
 """Time and memory of reading, checking, deduplicating, splitting and writing preference rows; the same with the obvious peer.
 
-``python benchmarks/data.py [--rows N] [--parts rows near peer]``:
+``python benchmarks/data.py [--rows N] [--parts rows stage peer]``:
 a tenth of the rows first, then all of them, each part in a process of its own
 (its peak memory is measured); then datasets + pandas with checks row by row. Writes benchmarks/results/data.json.
 """
@@ -68,27 +68,42 @@ def make(path: Path, rows: int) -> int:
 
 
 def ours_rows(folder: Path) -> dict[str, Any]:
-    """Read, validated, exactly deduplicated, split and written as Parquet."""
+    """Read, validated, exactly deduplicated, split and written as Parquet: the table of pairs, with its schema's checks."""
     from pipelines.config.data import Prepare, Source
+    from pipelines.data import schemas, streams
     from pipelines.data.rows import ingest
+    from pipelines.data.tables import write_stream
     from pipelines.data.vetting import vet_rows
 
     settings = Prepare().model_copy(update={"sources": {"rows": Source(path="rows.jsonl")}, "duplicates": "drop"})
     found = ingest(settings, folder, folder / "ours", 1)
     vet_rows(found, settings, "rows.jsonl")
-    return {"kept": found.rows}
+    return {"kept": write_stream(streams.pairs_of(found), folder / "ours" / "pairs.parquet", schemas.PAIRS)}
 
 
-def ours_near(folder: Path) -> dict[str, Any]:
-    """Near duplicates by MinHash and contamination of the test prompts, on the file that the first part wrote."""
-    from pipelines.config.data import Prepare
-    from pipelines.data.problems import Ledger
-    from pipelines.data.rows import Ingested
-    from pipelines.data.vetting import contamination, near_duplicates
+def ours_stage(folder: Path) -> dict[str, Any]:
+    """The whole stage: the first part, and leaks, near duplicates, contamination, the other tables, and quality.json."""
+    from pipelines.adapters.cluster import connect
+    from pipelines.config import load
+    from pipelines.config.data import Source
+    from pipelines.context import Context
+    from pipelines.journal import Journal
+    from pipelines.stages import prepare
 
-    found = Ingested(folder / "ours" / "rows.parquet", Ledger())
-    settings = Prepare(leaks="drop")
-    return {"contamination": contamination(found, settings), "near": near_duplicates(found, settings)["rows"]}
+    params = load(ROOT / "recipes" / "hh.yaml")
+    settings = {
+        "sources": {"rows": Source(path="rows.jsonl")},
+        "learns_from": "rows.jsonl",
+        "duplicates": "drop",
+        "leaks": "drop",
+    }
+    params = params.model_copy(update={"prepare": params.prepare.model_copy(update=settings)})
+    scratch = folder / "stage"
+    scratch.mkdir()
+    with connect(params.runtime, scratch / "journal") as cluster:
+        metrics = prepare.run(Context("prepare", params, folder, scratch, Journal(None), cluster))
+    wanted = ("preferences", "quality/near_duplicates/rows", "quality/contamination/mean_8_gram_overlap")
+    return {name: metrics[name] for name in wanted}
 
 
 def peer(folder: Path) -> dict[str, Any]:
@@ -114,7 +129,7 @@ def peer(folder: Path) -> dict[str, Any]:
     return {"kept": len(frame)}
 
 
-PARTS = {"rows": ours_rows, "near": ours_near, "peer": peer}
+PARTS = {"rows": ours_rows, "stage": ours_stage, "peer": peer}
 
 
 def _measured(part: str, folder: Path) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def data() -> str:
         return "Not measured yet.\n"
     labels = {
         "rows": "read, check, drop repeats, split, write Parquet",
-        "near": "near duplicates (MinHash) and 8-gram contamination",
+        "stage": "the same, near duplicates, contamination, the other tables, quality.json: all of the stage",
         "peer": "datasets + pandas, checks row by row: as the first line",
     }
     rows = ["| rows | what | seconds | processor seconds | peak memory (GB) |", "|---|---|---|---|---|"]

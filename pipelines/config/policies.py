@@ -151,6 +151,7 @@ class Dpo(Policy):
     label_smoothing: Fraction = 0.0
     num_train_epochs: Count = 1
     excess_length: ExcessLength = "raise"
+    group_by_length: bool = False
 
 
 AnyPolicy = Annotated[Ppo | Dpo, Field(discriminator="method")]

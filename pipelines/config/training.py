@@ -57,20 +57,30 @@ class Training(Section):
 class Sft(Training):
     """Supervised fine-tuning on the completion's tokens; ``loss_on: assistant`` adds the earlier answers of a dialogue.
 
-    ``excess_length`` is about rows longer than the model's context: ``truncate`` cuts the prompt's beginning.
-    ``group_by_length`` puts rows of like length into a batch: less padding, another order.
+    ``excess_length`` is about rows longer than ``max_length`` tokens (0 = the model's context): ``truncate`` cuts the prompt's
+    beginning. ``group_by_length`` puts rows of like length into a batch: less padding, another order. ``packing`` puts
+    whole rows behind each other into sequences of up to ``max_length`` tokens, none of which sees another; ``batch_size`` and
+    ``micro_batch_size`` then count sequences.
     """
 
     loss_on: Literal["completion", "assistant"] = "completion"
     excess_length: ExcessLength = "raise"
     group_by_length: bool = False
+    packing: bool = False
+    max_length: Annotated[int, Field(ge=0)] = 0
     learning_rate: Positive = 1e-3
     warmup_ratio: Fraction = 0.05
     num_train_epochs: Count = 1
 
+    @model_validator(mode="after")
+    def _padding_is_saved_once(self) -> Sft:
+        if self.packing and self.group_by_length:
+            raise ValueError("packing and group_by_length exclude each other: packed sequences hold no padding")
+        return self
+
 
 class Reward(Training):
-    """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all).
+    """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all). ``group_by_length`` as in ``sft``.
 
     ``members`` of an ensemble differ in their seed: their adapters' start and the order of the pairs.
     """
@@ -82,5 +92,6 @@ class Reward(Training):
     warmup_ratio: Fraction = 0.1
     num_train_epochs: Count = 1
     excess_length: ExcessLength = "raise"
+    group_by_length: bool = False
     early_stopping_patience: Count = 3
     eval_steps: Count = 10

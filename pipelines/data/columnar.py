@@ -70,9 +70,15 @@ def read_parquet(path: Path, shown: str, max_row_bytes: int) -> Iterator[tuple[i
         ) from error
 
 
+def batches_of(table: pq.ParquetFile, rows: int, columns: list[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
+    """A Parquet file in batches, a row group at a time: asked for all of them, pyarrow holds the whole file in memory."""
+    for group in range(table.num_row_groups):
+        yield from table.iter_batches(rows, [group], columns)
+
+
 def _records(table: pq.ParquetFile, max_row_bytes: int) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     number = 0
-    for batch in table.iter_batches(batch_size=BATCH):
+    for batch in batches_of(table, BATCH):
         for record in batch.to_pylist():
             number += 1
             kept = {name: value for name, value in record.items() if value is not None and not _nan(value)}

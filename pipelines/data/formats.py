@@ -142,13 +142,14 @@ def reader(kind: str, source: Source, origin: str) -> Callable[[Record], tuple[l
     fields = Fields(source.columns)
     read = READERS[kind]
     paths = {fields.paths[name] for name in OPTIONAL}
-    usual = meta_of({}, fields, source, origin)
+    usual = task_of({}, fields, source, origin)
     nested = any("." in path for path in paths)
 
     def rows(record: Record) -> tuple[list[Row], int]:
         made, ties = read(record, fields, source)
-        plain = not nested and paths.isdisjoint(record)
-        meta = usual if plain else meta_of(record, fields, source, origin)
+        if not nested and paths.isdisjoint(record):
+            return [Row(*row[:6], margin=row.margin, source=origin, task=usual) for row in made], ties
+        meta = meta_of(record, fields, source, origin)
         return [row._replace(**meta) for row in made], ties
 
     return rows

@@ -115,8 +115,8 @@ def _quotes(value: Any) -> int:
     if type(value) is str:
         return 2 + value.count('"')
     if type(value) is dict:
-        return sum(2 + key.count('"') + _quotes(item) for key, item in value.items())
-    return sum(map(_quotes, value)) if type(value) is list else 0
+        return sum([2 + key.count('"') + _quotes(item) for key, item in value.items()])
+    return sum([_quotes(item) for item in value]) if type(value) is list else 0
 
 
 class _NotANumber:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NoReturn
+
+import numpy as np
 
 from pipelines.errors import DataError
 
 IGNORED = -100
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 WINDOW = 50
 """Batches that are sorted by length together: the order stays random at a larger scale."""
 
 Row = dict[str, list[int]]
 
 
-def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Row], dict[str, int]]:
+def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Row], dict[str, float]]:
     """Rows (``input_ids`` [T], ``labels`` [T]) within the context, and how many were dropped or truncated (none: no counts).
 
     ``raise`` stops with DataError. ``truncate`` cuts the beginning, which is the prompt's; a row whose learnt tokens alone
@@ -29,7 +33,7 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
             f"long-row {table}: a row of {longest} tokens exceeds the model's context of {context}"
             f" ({len(over)} of {len(rows)} rows) | context {context} | shorten, or excess_length: raise|drop|truncate"
         )
-    counts = {"rows_dropped_by_length": 0, "rows_truncated": 0}
+    counts: dict[str, float] = {"rows_dropped_by_length": 0, "rows_truncated": 0}
     kept = []
     for row in rows:
         cut = {name: values[-context:] for name, values in row.items()}
@@ -45,13 +49,13 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
     return kept, counts
 
 
-def fit_pairs(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Row], dict[str, int]]:
+def fit_pairs(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Row], dict[str, float]]:
     """The same for pairs (``prompt_ids``, ``chosen_ids``, ``rejected_ids``): only the prompt is cut, alike for both answers."""
     room = [context - max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     over = [number for number, row in enumerate(rows) if len(row["prompt_ids"]) > room[number]]
     if not over or policy == "raise":
         return rows, {}
-    counts = {"rows_dropped_by_length": 0, "rows_truncated": 0}
+    counts: dict[str, float] = {"rows_dropped_by_length": 0, "rows_truncated": 0}
     kept = []
     for row, left in zip(rows, room, strict=True):
         if len(row["prompt_ids"]) <= left:
@@ -66,12 +70,21 @@ def fit_pairs(rows: list[Row], context: int, policy: str, table: str) -> tuple[l
     return kept, counts
 
 
-def bucketed(order: list[int], lengths: list[int], batch: int, seed: int) -> list[int]:
-    """The same rows in batches of like length: sorted within windows of 50 batches, whole batches shuffled by ``seed``."""
+def quantiles(name: str, counts: Sequence[int]) -> dict[str, float]:
+    """How long rows are, in tokens: ``NAME_q00`` (the shortest), ``_q10``, ``_q50``, ``_q90``, ``_q100`` (the longest)."""
+    return {f"{name}_q{round(100 * q):02d}": round(float(np.quantile(counts, q)), 1) for q in QUANTILES}
+
+
+def bucketed(order: list[int], lengths: Sequence[int], batch: int, seed: int) -> list[int]:
+    """The same rows in batches of like length: sorted within windows of 50 batches, whole batches shuffled by ``seed``.
+
+    A window holds no more than one epoch, so that a row is not put beside itself.
+    """
     draw = random.Random(seed)
     found: list[int] = []
-    for start in range(0, len(order), WINDOW * batch):
-        window = sorted(order[start : start + WINDOW * batch], key=lambda number: lengths[number])
+    size = batch * max(min(WINDOW, len(lengths) // batch), 1)
+    for start in range(0, len(order), size):
+        window = sorted(order[start : start + size], key=lambda number: lengths[number])
         batches = [window[place : place + batch] for place in range(0, len(window), batch)]
         draw.shuffle(batches)
         found += [number for each in batches for number in each]

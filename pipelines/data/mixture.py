@@ -75,9 +75,10 @@ def draw(rows: pd.DataFrame, count: int, weights: dict[str, float], mixture: Mix
     """The first ``count`` rows; where the mixture says so, the first of every task by its quota, in the rows' order."""
     if mixture.sampling == "all" or "task" not in rows:
         return rows.head(count)
-    sizes = {str(task): int(size) for task, size in rows["task"].value_counts().sort_index().items()}
+    tasks = rows["task"].astype(str)
+    sizes = {str(task): int(size) for task, size in tasks.value_counts().sort_index().items()}
     quota = quotas(rates(sizes, weights, mixture), sizes, count)
-    return rows[rows.groupby("task").cumcount() < rows["task"].map(quota)]
+    return rows[rows.groupby(tasks).cumcount() < tasks.map(quota)]
 
 
 def _kept(rows: pd.DataFrame, keep: pd.Series, rule: str, dropped: dict[str, int]) -> pd.DataFrame:

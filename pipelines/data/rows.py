@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.config.data import Prepare, Source
 from pipelines.context import seed_for
 from pipelines.data import formats, phrasing, sources, texts
+from pipelines.data.columnar import batches_of
 from pipelines.data.formats import Row
 from pipelines.data.problems import BadRow, Ledger
 from pipelines.data.seen import Seen
@@ -42,18 +43,44 @@ TEXTS = ("prompt", "completion", "chosen", "rejected")
 
 @dataclass
 class Ingested:
-    """A file of rows and what was found on the way. ``repeats`` and ``conflicts`` are row numbers of that file."""
+    """A file of rows and what was found on the way. ``repeats`` and ``conflicts`` are row numbers of that file.
+
+    ``kept`` [rows of the file] says which of them are still used: the file itself is written once.
+    """
 
     path: Path
     ledger: Ledger
-    rows: int = 0
+    kept: np.ndarray
     repeats: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     conflicts: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     personal: Counter[str] = field(default_factory=Counter)
-    longer: Counter[str] = field(default_factory=Counter)
     formats: dict[str, str] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     """The weight of every task: that of its source."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows are used."""
+        return int(self.kept.sum())
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The row numbers of those that are used."""
+        return np.flatnonzero(self.kept)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One short column of the rows that are used, whole."""
+        return pq.read_table(self.path, columns=[name]).column(0).filter(pa.array(self.kept))
+
+    def blocks(self, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+        """(row numbers, columns) of every block of the file, without the rows that are not used."""
+        start = 0
+        with pq.ParquetFile(self.path) as table:
+            for batch in batches_of(table, BLOCK, columns):
+                kept = self.kept[start : start + batch.num_rows]
+                if kept.any():
+                    yield start + np.flatnonzero(kept), batch if kept.all() else batch.filter(pa.array(kept))
+                start += batch.num_rows
 
 
 def ingest(prepare: Prepare, root: Path, folder: Path, seed: int, quarantine: Path | None = None) -> Ingested:
@@ -62,9 +89,9 @@ def ingest(prepare: Prepare, root: Path, folder: Path, seed: int, quarantine: Pa
     Raises DataError for what makes a whole file unusable.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = Ingested(folder / "rows.parquet", Ledger(quarantine))
+    found = Ingested(folder / "rows.parquet", Ledger(quarantine), np.empty(0, bool))
     seen = Seen(folder / "seen.bin")
-    with pq.ParquetWriter(found.path, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(found.path, SCHEMA, compression="lz4") as writer:
         block: list[tuple[Any, ...]] = []
         for row in _rows(prepare, root, seed, found):
             seen.add(*_identity(row))
@@ -73,36 +100,9 @@ def ingest(prepare: Prepare, root: Path, folder: Path, seed: int, quarantine: Pa
                 writer.write_batch(_batch(block))
                 block.clear()
         writer.write_batch(_batch(block))
-    found.rows = seen.rows
+    found.kept = np.ones(seen.rows, bool)
     found.repeats, found.conflicts = seen.find()
     return found
-
-
-def blocks(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-    """(number of the first row, columns) of every block of a file of rows."""
-    start = 0
-    with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches(batch_size=BLOCK, columns=columns):
-            yield start, batch.to_pydict()
-            start += batch.num_rows
-
-
-def column(path: Path, name: str) -> np.ndarray:
-    """One short column of a file of rows, whole."""
-    return pq.read_table(path, columns=[name]).column(0).to_numpy()
-
-
-def without(path: Path, dropped: np.ndarray) -> None:
-    """Take rows out of a file of rows, in a stream."""
-    if not len(dropped):
-        return
-    partial, start = path.with_suffix(".partial"), 0
-    with pq.ParquetFile(path) as table, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-        for batch in table.iter_batches(batch_size=BLOCK):
-            kept = ~np.isin(np.arange(start, start + batch.num_rows), dropped)
-            writer.write_batch(batch.filter(pa.array(kept)))
-            start += batch.num_rows
-    partial.replace(path)
 
 
 def _rows(prepare: Prepare, root: Path, seed: int, found: Ingested) -> Iterator[tuple[Any, ...]]:
@@ -142,10 +142,14 @@ def _finished(row: Row, id_: str, place: str, prepare: Prepare, seed: int, found
             found.ledger.dropped["too_short_to_cut"] += 1
             return None
         row = row._replace(kind="demonstration", prompt=cut[0], completion=cut[1])
+    written = {name: text for name, text in zip(TEXTS, row[1:5], strict=True) if text is not None}
+    return row if texts.unremarkable(" ".join(written.values())) else _remarked(row, written, place, prepare, found)
+
+
+def _remarked(row: Row, written: dict[str, str], place: str, prepare: Prepare, found: Ingested) -> Row:
+    """Note what is strange or personal in the texts of a row; mask what is personal where asked."""
     changed: dict[str, Any] = {}
-    for name, text in zip(TEXTS, row[1:5], strict=True):
-        if text is None:
-            continue
+    for name, text in written.items():
         for code, what, fix in texts.oddities(text):
             found.ledger.warn(place, code, what, fix, name)
         kinds = texts.personal(text)
@@ -153,9 +157,6 @@ def _finished(row: Row, id_: str, place: str, prepare: Prepare, seed: int, found
             found.personal.update(kind for kind, _, _ in kinds)
             if prepare.personal_data == "mask":
                 changed[name] = texts.masked(text)
-    if row.chosen is not None and row.rejected is not None:
-        difference = len(row.chosen) - len(row.rejected)
-        found.longer["chosen" if difference > 0 else "rejected" if difference < 0 else "equal"] += 1
     return row._replace(**changed) if changed else row
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow
 import pyarrow.parquet as pq
 from pandera.errors import SchemaErrors
 
+from pipelines.data.columnar import batches_of
 from pipelines.errors import DataError
 
 EXAMPLES = 20
+GROUP = 65536
+"""Rows of a Parquet row group of a table that is written in a stream: equal rows give equal bytes, whatever their blocks."""
 
 
 def read_table(path: Path, schema: pa.DataFrameSchema | None = None) -> pd.DataFrame:
@@ -42,6 +46,51 @@ def write_table(frame: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | No
     table = pyarrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     with whole_file(path) as partial:
         pq.write_table(table, partial, compression="zstd")
+
+
+def write_stream(blocks: Iterable[pyarrow.Table], path: Path, schema: pa.DataFrameSchema, optional: Sequence[str] = ()) -> int:
+    """Write a table that comes in blocks, each checked as ``write_table`` does; return the number of its rows.
+
+    A value that must be unique is so over all blocks. Of the optional columns those named are written, null where a block
+    lacks them.
+    """
+    names = [name for name, column in schema.columns.items() if column.required or name in optional]
+    empty = pd.DataFrame({name: pd.Series(dtype=schema.columns[name].dtype.type) for name in names})
+    kinds = pyarrow.Schema.from_pandas(empty, preserve_index=False).remove_metadata()
+    unique: dict[str, list[np.ndarray]] = {name: [] for name in names if schema.columns[name].unique}
+    count = 0
+    with whole_file(path) as partial, pq.ParquetWriter(partial, kinds, compression="zstd") as writer:
+        left = kinds.empty_table()
+        for block in blocks:
+            for name in set(optional) - set(block.column_names):
+                block = block.append_column(name, pyarrow.nulls(block.num_rows))
+            block = block.select(names).cast(kinds)
+            frame = block.to_pandas()
+            frame.index = pd.RangeIndex(count, count + len(frame))
+            _checked(frame, path, schema)
+            for name, keys in unique.items():
+                keys.append(pd.util.hash_array(np.asarray(frame[name], object), categorize=False))
+            count += len(frame)
+            left = pyarrow.concat_tables([left, block])
+            while left.num_rows > GROUP:
+                writer.write_table(left.slice(0, GROUP).combine_chunks())
+                left = left.slice(GROUP)
+        for name, keys in unique.items():
+            twice = count - len(np.unique(np.concatenate(keys))) if keys else 0
+            if twice:
+                raise DataError(f"{_shown(path)}: {name}: field_uniqueness in {twice} rows; see {schema.name} in schemas.py")
+        writer.write_table(left.combine_chunks())
+    return count
+
+
+def read_blocks(path: Path, rows: int = 16384) -> Iterator[pd.DataFrame]:
+    """A table in blocks; an empty one in one block that has its columns."""
+    with pq.ParquetFile(path) as table:
+        if not table.metadata.num_rows:
+            yield table.read().to_pandas()
+            return
+        for batch in batches_of(table, rows):
+            yield batch.to_pandas()
 
 
 def write_json(path: Path, obj: Any) -> None:

@@ -21,6 +21,7 @@ PERSONAL: dict[str, re.Pattern[str]] = {
 }
 
 FEWEST_DIGITS = 7
+DIGITS = b"0123456789"
 
 
 def normal(text: str) -> str:
@@ -46,10 +47,15 @@ def oddities(text: str) -> list[tuple[str, str, str]]:
     return found
 
 
+def unremarkable(text: str) -> bool:
+    """Whether ``oddities`` and ``personal`` surely find nothing, which is so of most texts: told in a tenth of their time."""
+    return text.isascii() and not ("<" in text or "[" in text or "@" in text or _numbers(text))
+
+
 def personal(text: str) -> list[tuple[str, int, int]]:
     """(kind, start, end) of e-mail addresses, phone numbers and card numbers (by Luhn's check), without overlaps."""
     found: list[tuple[str, int, int]] = []
-    numbers = sum(map(text.count, "0123456789")) >= FEWEST_DIGITS
+    numbers = _numbers(text)
     for kind, pattern in PERSONAL.items():
         if not ("@" in text if kind == "email" else numbers):
             continue
@@ -66,6 +72,12 @@ def masked(text: str) -> str:
     for kind, start, end in reversed(personal(text)):
         text = f"{text[:start]}[{kind}]{text[end:]}"
     return text
+
+
+def _numbers(text: str) -> bool:
+    """Whether there are digits enough for a phone number."""
+    raw = text.encode(errors="surrogatepass")
+    return len(raw) - len(raw.translate(None, DIGITS)) >= FEWEST_DIGITS
 
 
 def _luhn(number: str) -> bool:

@@ -21,31 +21,33 @@ from pipelines.errors import ConfigurationError
 SLOT = "\u2063slot{}\u2063"
 """Stands for the text of a turn while the chat template is rendered; invisible separators, found in no text."""
 
-Piece = tuple[list[int], bool]
-"""Tokens, and whether an assistant has said them."""
+PLAIN, SAID, TEMPLATE, BEHIND = "plain", "said", "template", "behind"
+"""What a piece of text is: words of users, words of an assistant, the chat template's own, the template's behind an assistant."""
+
+Piece = tuple[str, str]
+"""A text and what it is."""
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a prompt, inside the chat template's turns where the model is spoken to in chat format.
+    """The tokens of one prompt; see ``encode_prompts``."""
+    return encode_prompts(tokenizer, [text])[0]
 
-    A prompt in dialogue form (``dialogues``) has several turns, any other is one turn of the user.
+
+def encode_prompts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of prompts, inside the chat template's turns where the model is spoken to in chat format.
+
+    A prompt in dialogue form (``dialogues``) has several turns, any other is one turn of the user. Raises
+    ConfigurationError for a chat template that does not take the turns.
     """
-    return [token for ids, _ in pieces(tokenizer, text) for token in ids]
+    return [[token for token, _ in row] for row in _asked(tokenizer, texts)]
 
 
-def pieces(tokenizer: Any, text: str) -> list[Piece]:
-    """The tokens of a prompt, what assistants have said in it apart. Raises ConfigurationError for an unfit chat template.
-
-    In chat format the end-of-turn token behind an assistant's turn counts as said, where it is the tokenizer's EOS.
-    """
-    found = turns(text)
-    return _chat_pieces(tokenizer, text, found) if is_chat(tokenizer) else _plain_pieces(tokenizer, text, found)
-
-
-def encode_completion(tokenizer: Any, text: str, eos: bool = True) -> list[int]:
-    """The tokens of an answer, ended by EOS unless it was cut. In chat format its leading space is dropped."""
-    ids = _plain(tokenizer, text.lstrip() if is_chat(tokenizer) else text)
-    return [*ids, tokenizer.eos_token_id] if eos else ids
+def encode_completions(tokenizer: Any, texts: Sequence[str], ended: Sequence[bool]) -> list[list[int]]:
+    """The tokens of answers, ended by EOS unless they were cut. In chat format their leading space is dropped."""
+    texts = [text.lstrip() for text in texts] if is_chat(tokenizer) else texts
+    found = _encoded(tokenizer, texts, plain=True)
+    eos = [tokenizer.eos_token_id]
+    return [found[text] + (eos if whole else []) for text, whole in zip(texts, ended, strict=True)]
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -53,15 +55,19 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def example(tokenizer: Any, prompt: str, completion: str, loss_on: str = "completion") -> dict[str, list[int]]:
-    """One training row: ``input_ids`` [T] and ``completion_mask`` [T], 1 on the completion's tokens and its EOS.
+def examples(
+    tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], loss_on: str = "completion"
+) -> list[dict[str, list[int]]]:
+    """Training rows: ``input_ids`` [T] and ``completion_mask`` [T], 1 on the completion's tokens and its EOS.
 
     With ``loss_on`` = ``assistant`` it is 1 on every assistant turn of a dialogue, not only on the last.
     """
-    asked, answered = pieces(tokenizer, prompt), encode_completion(tokenizer, completion)
-    learnt = [int(said and loss_on == "assistant") for ids, said in asked for _ in ids]
-    ids = [token for ids, _ in asked for token in ids]
-    return {"input_ids": ids + answered, "completion_mask": learnt + [1] * len(answered)}
+    rows = []
+    answers = encode_completions(tokenizer, completions, [True] * len(completions))
+    for asked, answered in zip(_asked(tokenizer, prompts), answers, strict=True):
+        learnt = [int(said and loss_on == "assistant") for _, said in asked]
+        rows.append({"input_ids": [token for token, _ in asked] + answered, "completion_mask": learnt + [1] * len(answered)})
+    return rows
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,17 +91,38 @@ def is_chat(tokenizer: Any) -> bool:
     return tokenizer.init_kwargs.get("prompt_format", "plain") == "chat"
 
 
-def _plain_pieces(tokenizer: Any, text: str, found: list[Turn]) -> list[Piece]:
+def _asked(tokenizer: Any, texts: Sequence[str]) -> list[list[tuple[int, bool]]]:
+    """Every token of every prompt, and whether an assistant has said it.
+
+    In chat format the end-of-turn token behind an assistant's turn counts as said, where it is the tokenizer's EOS.
+    """
+    cut = _chat_pieces if is_chat(tokenizer) else _plain_pieces
+    made = [cut(tokenizer, text, turns(text)) for text in texts]
+    every = [piece for pieces in made for piece in pieces]
+    words = _encoded(tokenizer, [text for text, kind in every if kind in (PLAIN, SAID)], plain=True)
+    marks = _encoded(tokenizer, [text for text, kind in every if kind in (TEMPLATE, BEHIND)], plain=False)
+    rows = []
+    for pieces in made:
+        row: list[tuple[int, bool]] = []
+        for text, kind in pieces:
+            ids = words[text] if kind in (PLAIN, SAID) else marks[text]
+            ends = int(kind == BEHIND and ids[:1] == [tokenizer.eos_token_id])
+            row += [(token, kind == SAID or place < ends) for place, token in enumerate(ids)]
+        rows.append(row)
+    return rows
+
+
+def _plain_pieces(_: Any, text: str, found: list[Turn]) -> list[Piece]:
     made: list[Piece] = []
     rest = "" if found else text
     for role, content in found:
         rest += MARKS[role]
         if role == "assistant" and content:
-            made += [(_plain(tokenizer, rest), False), (_plain(tokenizer, content), True)]
+            made += [(rest, PLAIN), (content, SAID)]
             rest = ""
         else:
             rest += content
-    return [*made, (_plain(tokenizer, rest), False)] if rest else made
+    return [*made, (rest, PLAIN)]
 
 
 def _chat_pieces(tokenizer: Any, text: str, found: list[Turn]) -> list[Piece]:
@@ -107,30 +134,23 @@ def _chat_pieces(tokenizer: Any, text: str, found: list[Turn]) -> list[Piece]:
     except TemplateError as error:
         raise ConfigurationError(f"chat template: {error}; the roles of the data do not fit this model") from error
     made: list[Piece] = []
-    spoken = False
+    kind = TEMPLATE
     for place, (role, content) in enumerate(said):
         before, slot, rest = rest.partition(SLOT.format(place))
         if not slot:
             raise ConfigurationError(f"chat template: it drops turn {place + 1} ({role}); use prompt_format: plain")
-        made += [*_after(tokenizer, before, spoken), (_plain(tokenizer, content), role == "assistant")]
-        spoken = role == "assistant"
-    return made + _after(tokenizer, rest, spoken)
+        made += [(before, kind), (content, SAID if role == "assistant" else PLAIN)]
+        kind = BEHIND if role == "assistant" else TEMPLATE
+    return [*made, (rest, kind)]
 
 
-def _after(tokenizer: Any, text: str, spoken: bool) -> list[Piece]:
-    """Text of the template; the EOS that ends what an assistant has said belongs to it."""
-    ids = _marked(tokenizer, text)
-    ends = int(spoken and ids[:1] == [tokenizer.eos_token_id])
-    return [(ids[:ends], True), (ids[ends:], False)]
-
-
-def _plain(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-def _marked(tokenizer: Any, text: str) -> list[int]:
-    """Text of the chat template itself: its special tokens are meant."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
+def _encoded(tokenizer: Any, texts: Sequence[str], plain: bool) -> dict[str, list[int]]:
+    """The tokens of every different text, in one call of the tokenizer; as ``plain`` text or with special tokens meant."""
+    different = [text for text in dict.fromkeys(texts) if text]
+    if not different:
+        return {"": []}
+    ids = tokenizer(different, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+    return {"": [], **dict(zip(different, ids, strict=True))}
 
 
 def _tensor(rows: list[list[int]], width: int) -> torch.Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.config.data import Prepare, Source
 from pipelines.data import rows, texts
@@ -21,17 +23,14 @@ from pipelines.errors import DataError
 
 FEWEST = 20
 ONE_SIDED = 0.9
-RANKS = {name: rank for rank, name in enumerate(SPLITS)}
 
 
 def vet_rows(found: Ingested, prepare: Prepare, shown: str) -> None:
-    """Check the rows one by one and for repeats; the file keeps those that can be used."""
+    """Check the rows one by one and for repeats; those that can be used are kept."""
     _contradictions(found)
     found.ledger.settle(prepare.max_bad_fraction, shown)
     conflicted = np.unique(found.conflicts.reshape(-1))
-    dropped = np.unique(np.concatenate([conflicted, _repeats(found, prepare, conflicted)]))
-    rows.without(found.path, dropped)
-    found.rows -= len(dropped)
+    found.kept[np.concatenate([conflicted, _repeats(found, prepare, conflicted)])] = False
     if not found.rows:
         rules = ", ".join(f"{rule} {count}" for rule, count in sorted(found.ledger.dropped.items())) or "none"
         raise DataError(f"all-filtered {shown}: 0 of {found.ledger.rows} rows left: {rules} | limit 1 | mend the rows")
@@ -53,31 +52,31 @@ def vet(found: Ingested, prepare: Prepare, root: Path, shown: str) -> dict[str, 
         raise DataError(f"few-rows {shown}: {found.rows} rows, need >= {FEWEST} for split | limit {FEWEST} | add rows")
 
     # 3. no prompt in two splits, no test prompt inside a training row
-    leaked = _leaks(found.path, prepare)
-    rows.without(found.path, leaked)
+    leaked = _leaks(found, prepare)
+    found.kept[leaked] = False
     ledger.dropped.update({"prompt_in_two_splits": len(leaked)} if len(leaked) else {})
     facts = {"contamination": contamination(found, prepare), "near_duplicates": near_duplicates(found, prepare)}
 
     # 4. what the labels are like
     facts |= {"longer_wins": _longer(found), "personal_data": dict(sorted(found.personal.items())), "rows": ledger.facts()}
     if prepare.golden:
-        facts["golden_accuracy"] = _golden(found.path, prepare, root)
+        facts["golden_accuracy"] = _golden(found, prepare, root)
     return facts
 
 
-def named(path: Path, numbers: list[int]) -> list[tuple[str, str]]:
-    """(id, place) of rows, by their number in the file."""
-    wanted, names = set(numbers), {}
-    for start, block in rows.blocks(path, ["id", "place"]):
-        for number in wanted & set(range(start, start + len(block["id"]))):
-            names[number] = (block["id"][number - start], block["place"][number - start])
+def named(found: Ingested, numbers: list[int]) -> list[tuple[str, str]]:
+    """(id, place) of rows that are used, by their number in the file."""
+    names: dict[int, tuple[str, str]] = {}
+    for own, block in found.blocks(["id", "place"]):
+        for index in np.flatnonzero(np.isin(own, numbers)).tolist():
+            names[int(own[index])] = (block["id"][index].as_py(), block["place"][index].as_py())
     return [names[number] for number in numbers]
 
 
 def _contradictions(found: Ingested) -> None:
     if not len(found.conflicts):
         return
-    places = named(found.path, found.conflicts.reshape(-1).tolist())
+    places = named(found, found.conflicts.reshape(-1).tolist())
     for one, two in zip(places[::2], places[1::2], strict=True):
         what = f"contradictory preference: {one[0]} and {two[0]} say the opposite"
         found.ledger.refuse(f"{one[1]} and {two[1]}", BadRow("contradictory-preference", what, "keep one of the two"))
@@ -89,7 +88,7 @@ def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.nd
     if not len(again):
         return again[:, 0]
     if prepare.duplicates == "fail":
-        pairs = named(found.path, again[:EXAMPLES].reshape(-1).tolist())
+        pairs = named(found, again[:EXAMPLES].reshape(-1).tolist())
         shown = ", ".join(f"{later[1]} like {first[1]}" for later, first in zip(pairs[::2], pairs[1::2], strict=True))
         raise DataError(
             f"duplicate-rows {pairs[0][1]} duplicate rows: {len(again)} of {found.rows} rows: {shown}"
@@ -99,44 +98,52 @@ def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.nd
     return again[:, 0]
 
 
-def _leaks(path: Path, prepare: Prepare) -> np.ndarray:
+def _leaks(found: Ingested, prepare: Prepare) -> np.ndarray:
     """Rows whose prompt also stands in a later split (test before validation before train)."""
-    keys, ranks = rows.column(path, "prompt_key"), _ranks(path)
+    numbers, keys = found.numbers, found.column("prompt_key").to_numpy()
+    ranks = pc.index_in(found.column("split"), value_set=pa.array(SPLITS)).to_numpy()
     order = np.lexsort((ranks, keys))
     starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
     highest = np.maximum.reduceat(ranks[order], starts)
-    earlier = order[ranks[order] < np.repeat(highest, np.diff(np.append(starts, len(keys))))]
+    earlier = np.sort(order[ranks[order] < np.repeat(highest, np.diff(np.append(starts, len(keys))))])
     if len(earlier) and prepare.leaks == "fail":
-        one = int(np.sort(earlier)[0])
+        one = int(earlier[0])
         other = int(np.flatnonzero((keys == keys[one]) & (ranks > ranks[one]))[0])
-        names = named(path, [one, other])
+        names = named(found, numbers[[one, other]].tolist())
         prompts = len(np.unique(keys[earlier]))
         raise DataError(
             f"leak {names[0][1]} prompt appears in {SPLITS[ranks[one]]} and {SPLITS[ranks[other]]}: {prompts} prompts,"
             f" {len(earlier)} rows, the first are {names[0][0]} and {names[1][0]} ({names[1][1]})"
             " | limit 0 | remove them, or set leaks: drop"
         )
-    return np.sort(earlier)
+    return numbers[earlier]
 
 
 def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """How much of the test prompts is in training rows; at or over ``max_overlap`` the training row goes, or the stage stops."""
-    tests: dict[str, str] = {}
-    for _, block in rows.blocks(found.path, ["split", "prompt", "id"]):
-        for split, prompt, id_ in zip(block["split"], block["prompt"], block["id"], strict=True):
-            if split == "test":
-                tests.setdefault(texts.normal(prompt), id_)
-    seen = overlaps(list(tests), _training(found.path), prepare.max_overlap)
+    inside = pc.equal(found.column("split"), "test").to_numpy()
+    tests = found.numbers[inside]
+    _, first = np.unique(found.column("prompt_key").to_numpy()[inside], return_index=True)
+    tests = np.sort(tests[first])
+    asked = (
+        [texts.normal(prompt) for prompt in block["prompt"].filter(pa.array(np.isin(numbers, tests))).to_pylist()]
+        for numbers, block in _of_split(found, "test", ["prompt"])
+    )
+    training = (
+        (numbers, [texts.normal(prompt) for prompt in block["prompt"].to_pylist()])
+        for numbers, block in _of_split(found, "train", ["prompt"])
+    )
+    seen = overlaps(asked, training, prepare.max_overlap, found.path.parent)
     over = sorted(seen.over)
     if over and prepare.leaks == "fail":
         row = max(over, key=lambda number: (seen.over[number][1], -number))
         test, share = seen.over[row]
-        id_, place = named(found.path, [row])[0]
+        (id_, place), (other, _) = named(found, [row, int(tests[test])])
         raise DataError(
             f"near-leak {place} 8-gram overlap {share:.2f} >= {prepare.max_overlap:.2f} between training row {id_} and test row "
-            f"{list(tests.values())[test]} ({len(over)} training rows) | prepare.max_overlap | remove them, or set leaks: drop"
+            f"{other} ({len(over)} training rows) | prepare.max_overlap | remove them, or set leaks: drop"
         )
-    rows.without(found.path, np.array(over, np.int64))
+    found.kept[over] = False
     found.ledger.dropped.update({"overlaps_test_prompt": len(over)} if over else {})
     shares = seen.shares
     return {
@@ -147,24 +154,23 @@ def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     }
 
 
-def _training(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
-    for start, block in rows.blocks(path, ["split", "prompt"]):
-        picked = [index for index, split in enumerate(block["split"]) if split == "train"]
-        if picked:
-            yield np.array(picked) + start, [texts.normal(block["prompt"][index]) for index in picked]
+def _of_split(found: Ingested, split: str, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+    for numbers, block in found.blocks(["split", *columns]):
+        inside = pc.equal(block["split"], split)
+        yield numbers[inside.to_numpy(zero_copy_only=False)], block.filter(inside)
 
 
 def near_duplicates(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """Rows that are almost the same, by MinHash over prompt and answers. Never across prompts' splits alone: all rows."""
     signatures = Signatures(found.path.with_name("signatures.bin"))
-    for _, block in rows.blocks(found.path, list(rows.TEXTS)):
-        joined = [" ".join(part for part in each if part) for each in zip(*(block[name] for name in rows.TEXTS), strict=True)]
-        signatures.add([texts.normal(text) for text in joined])
-    near = signatures.near(prepare.near_duplicate_similarity)
-    signatures.path.unlink()
-    examples = named(found.path, near[:3].reshape(-1).tolist())
+    for _, block in found.blocks(list(rows.TEXTS)):
+        parts = zip(*(block[name].to_pylist() for name in rows.TEXTS), strict=True)
+        signatures.add([texts.normal(" ".join(part for part in each if part)) for each in parts])
+    near = found.numbers[signatures.near(prepare.near_duplicate_similarity)]
+    signatures.close()
+    examples = named(found, near[:3].reshape(-1).tolist())
     if prepare.near_duplicates == "drop":
-        rows.without(found.path, near[:, 0])
+        found.kept[near[:, 0]] = False
         found.ledger.dropped.update({"near_duplicate": len(near)} if len(near) else {})
     return {
         "rows": len(near),
@@ -175,11 +181,13 @@ def near_duplicates(found: Ingested, prepare: Prepare) -> dict[str, Any]:
 
 def _longer(found: Ingested) -> dict[str, Any]:
     """The accuracy of "the longer answer wins" (in characters, a tie counts half): what a reward model must beat."""
-    counts = found.longer
-    pairs = sum(counts.values())
+    pairs, wins = 0, 0.0
+    for _, block in found.blocks(["chosen", "rejected"]):
+        gaps = pc.subtract(pc.utf8_length(block["chosen"]), pc.utf8_length(block["rejected"])).drop_null().to_numpy()
+        pairs, wins = pairs + len(gaps), wins + float((gaps > 0).sum() + 0.5 * (gaps == 0).sum())
     if not pairs:
         return {"pairs": 0}
-    accuracy = (counts["chosen"] + 0.5 * counts["equal"]) / pairs
+    accuracy = wins / pairs
     if pairs >= FEWEST and max(accuracy, 1 - accuracy) >= ONE_SIDED:
         word, share = ("longer", accuracy) if accuracy > 0.5 else ("shorter", 1 - accuracy)
         what = f"chosen {word} in {100 * share:.0f}% of pairs"
@@ -187,15 +195,14 @@ def _longer(found: Ingested) -> dict[str, Any]:
     return {"pairs": pairs, "accuracy": round(accuracy, 4)}
 
 
-def _golden(path: Path, prepare: Prepare, root: Path) -> dict[str, Any]:
+def _golden(found: Ingested, prepare: Prepare, root: Path) -> dict[str, Any]:
     """How many labels agree with a trusted set on the pairs that stand in both, in whatever order they were shown."""
-    trusted = _pairs_of(prepare.golden, prepare, root, path.parent / "golden")
+    trusted = _pairs_of(prepare.golden, prepare, root, found.path.parent / "golden")
     agreed = both = 0
-    for _, block in rows.blocks(path, ["kind", "prompt", "chosen", "rejected"]):
-        for kind, *pair in zip(*block.values(), strict=True):
-            way = trusted.get(_unordered(*pair)) if kind == "pair" else None
-            if way is not None:
-                both, agreed = both + 1, agreed + (way == pair[1].strip())
+    for prompt, chosen, rejected in _pairs(found):
+        way = trusted.get(_unordered(prompt, chosen, rejected))
+        if way is not None:
+            both, agreed = both + 1, agreed + (way == chosen.strip())
     if not both:
         raise DataError(
             f"no-golden {prepare.golden}: 0 pairs in common with the sources | limit 1 | give trusted labels of the same pairs"
@@ -213,20 +220,15 @@ def _pairs_of(path: str, prepare: Prepare, root: Path, folder: Path) -> dict[tup
     settings = prepare.model_copy(update={"sources": {"golden": Source(path=path)}})
     golden = rows.ingest(settings, root, folder, 0)
     golden.ledger.settle(0.0, path)
-    found = {}
-    for _, block in rows.blocks(golden.path, ["kind", "prompt", "chosen", "rejected"]):
-        for kind, *pair in zip(*block.values(), strict=True):
-            if kind == "pair":
-                found[_unordered(*pair)] = pair[1].strip()
-    return found
+    return {_unordered(prompt, chosen, rejected): chosen.strip() for prompt, chosen, rejected in _pairs(golden)}
+
+
+def _pairs(found: Ingested) -> Iterator[tuple[str, str, str]]:
+    for _, block in found.blocks(["prompt", "chosen", "rejected"]):
+        pairs = zip(*(block[name].to_pylist() for name in ("prompt", "chosen", "rejected")), strict=True)
+        yield from (pair for pair in pairs if pair[1] is not None)
 
 
 def _unordered(prompt: str, one: str, other: str) -> tuple[str, str, str]:
     low, high = sorted((one.strip(), other.strip()))
     return texts.normal(prompt), low, high
-
-
-def _ranks(path: Path) -> np.ndarray:
-    """The place of every row's split in SPLITS."""
-    parts = [np.array([RANKS[split] for split in block["split"]], np.int8) for _, block in rows.blocks(path, ["split"])]
-    return np.concatenate(parts)

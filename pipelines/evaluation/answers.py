@@ -16,7 +16,7 @@ import pandas as pd
 
 from pipelines.config import Generation
 from pipelines.context import Worker, seed_for
-from pipelines.data.tokens import decode, encode_prompt
+from pipelines.data.tokens import decode, encode_prompts
 from pipelines.evaluation.comparison import GREEDY, answer_letters
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.models.generation import batches_of_like_length, response_logprobs, sample
@@ -53,7 +53,7 @@ def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str
     """Rows of SAMPLES without ``gold``, a prompt's answers side by side, in the order of the prompts."""
     tokenizer = load_tokenizer(job.policy)
     letters = answer_letters(job.answers)
-    asked = [encode_prompt(tokenizer, prompt.text) for prompt in prompts]
+    asked = encode_prompts(tokenizer, [prompt.text for prompt in prompts])
     repeated = [ids for ids in asked for _ in letters]
     work = _Work(job, worker, asked, repeated, tokenizer)
 

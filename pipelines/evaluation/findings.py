@@ -31,6 +31,8 @@ class Findings:
     samples: dict[str, pd.DataFrame]
     histories: dict[str, pd.DataFrame]
     quality: dict[str, Any]
+    tokens: dict[str, float]
+    """Quantiles of the tokens of what SFT and the reward model were trained on."""
     pairs: pd.DataFrame
 
     @property
@@ -63,6 +65,12 @@ def gather(artifacts: Path, methods: Mapping[str, str], seed: int) -> Findings:
             **{name: read_table(artifacts / "policies" / name / "history.parquet") for name in methods},
         },
         quality=_json(artifacts / "prepared" / "quality.json"),
+        tokens={
+            name: value
+            for stage in (SFT, "reward")
+            for name, value in _json(artifacts / stage / "metrics.json").items()
+            if "tokens" in name
+        },
         pairs=pairs,
     )
 

@@ -44,6 +44,15 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+TOKENS: tuple[tuple[str, str], ...] = (
+    ("tokens", "demonstrations"),
+    ("tokens_learnt", "of these, learnt"),
+    ("prompt_tokens", "prompts of the pairs"),
+    ("chosen_tokens", "chosen answers"),
+    ("rejected_tokens", "rejected answers"),
+)
+
+
 def render(found: Findings, plots: list[Plot], examples: int) -> str:
     """The page as HTML. Texts of models and users are escaped: an answer can hold any characters."""
     environment = Environment(
@@ -68,6 +77,7 @@ def render(found: Findings, plots: list[Plot], examples: int) -> str:
         reward=_reward_facts(metrics["reward"]),
         tables=_tables(found.quality),
         quality=_facts({key: value for key, value in found.quality.items() if key != "tables"}),
+        tokens=_token_facts(found.tokens),
         pairs=_pair_facts(found.pairs),
         examples=_examples(found, examples),
         figures=_figures(found),
@@ -144,6 +154,18 @@ def _pair_facts(pairs: pd.DataFrame) -> list[tuple[str, str]]:
     facts += [(f"from {source}", f"{count:,}") for source, count in sorted(Counter(pairs["source"]).items())]
     margins = pairs["margin"].dropna().to_numpy()
     return [*facts, ("margin, median", shown(float(np.median(margins)), ".3f"))] if len(margins) else facts
+
+
+def _token_facts(tokens: dict[str, float]) -> list[tuple[str, str]]:
+    """How long rows are in tokens: median, tenth and ninetieth percentile, longest."""
+    facts = []
+    for name, label in TOKENS:
+        if f"{name}_q50" in tokens:
+            low, median, high, longest = (
+                shown(tokens[f"{name}_{quantile}"], ".0f") for quantile in ("q10", "q50", "q90", "q100")
+            )
+            facts.append((label, f"{median} ({low} to {high}), longest {longest}"))
+    return facts
 
 
 def _tables(quality: dict[str, Any]) -> list[tuple[str, list[str], str]]:

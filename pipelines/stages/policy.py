@@ -39,7 +39,7 @@ def run(ctx: Context) -> dict[str, float]:
 
 def _ppo(ctx: Context, entry: Ppo) -> None:
     """On-policy: answers are sampled while training and scored by the reward model, by judges, or by a sum of them."""
-    from pipelines.data.tokens import encode_prompt
+    from pipelines.data.tokens import encode_prompts
     from pipelines.models.loading import load_tokenizer
     from pipelines.training import ppo
 
@@ -52,7 +52,7 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
         raise DataError("prompts.parquet: 0 rows in the split train; raise prepare.train_prompts")
     job = ppo.Job(
         sft=sft,
-        prompts=[encode_prompt(tokenizer, text) for text in train["prompt"]],
+        prompts=encode_prompts(tokenizer, list(train["prompt"])),
         rewards=_terms(ctx, entry),
         params=entry,
         seed=_seed(ctx),

@@ -71,7 +71,7 @@ def run(ctx: Context) -> dict[str, float]:
 
 def answer(job: Job, prompts: Sequence[tuple[str, str]], worker: Worker) -> list[dict[str, Any]]:
     """The answers to each (id, text), in the order of the prompts. An answer depends on its prompt and number only."""
-    from pipelines.data.tokens import decode, encode_prompt
+    from pipelines.data.tokens import decode, encode_prompts
     from pipelines.models.generation import sample
     from pipelines.models.loading import load_causal_lm, load_tokenizer
 
@@ -84,7 +84,7 @@ def answer(job: Job, prompts: Sequence[tuple[str, str]], worker: Worker) -> list
             model,
             tokenizer.eos_token_id,
             tokenizer.pad_token_id,
-            [encode_prompt(tokenizer, text) for _, text, _ in asked],
+            encode_prompts(tokenizer, [text for _, text, _ in asked]),
             job.generation,
             [seed_for(job.seed, "preferences", id, number) for id, _, number in asked],
             job.precision,

@@ -11,28 +11,32 @@ Paper    Ouyang et al. 2022 (arXiv:2203.02155), section 3.2: the three data sets
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
+import pyarrow
 
 from pipelines.config.data import Prepare, Source
 from pipelines.context import Context
-from pipelines.data import schemas
-from pipelines.data.candidates import as_pairs, from_plays, from_rows
+from pipelines.data import schemas, streams
+from pipelines.data.candidates import from_plays
 from pipelines.data.mixture import draw, selected
 from pipelines.data.plays import read_plays
-from pipelines.data.quality import languages, quality
+from pipelines.data.quality import SAMPLE, languages, quality
 from pipelines.data.rows import Ingested, ingest
 from pipelines.data.splits import without_leaks
-from pipelines.data.tables import write_json, write_table
+from pipelines.data.tables import read_blocks, write_json, write_stream, write_table
 from pipelines.data.vetting import vet, vet_rows
 from pipelines.errors import DataError
 
 POOL = Path("data/preferences")
+OPTIONAL = {name for name, column in schemas.PAIRS.columns.items() if not column.required}
 MEASURED = ("contamination", "golden_accuracy", "languages", "longer_wins", "near_duplicates", "personal_data")
 TABLES = {
     "corpus": schemas.CORPUS,
@@ -43,6 +47,18 @@ TABLES = {
 }
 
 
+@dataclass(frozen=True)
+class Material:
+    """What the source gives beside its candidates: their texts (``whole``), and the tables that are written in blocks."""
+
+    whole: Callable[[pd.DataFrame], pd.DataFrame]
+    corpus: Iterable[pyarrow.Table]
+    pairs: Iterable[pyarrow.Table] = ()
+    labels: Iterable[pyarrow.Table] = ()
+    optional: Sequence[str] = ()
+    """Optional columns of the pairs."""
+
+
 def run(ctx: Context) -> dict[str, float]:
     """Read the sources, draw the tables by seed, check them, write them."""
     prepare, seed = _with_sources(ctx.params.prepare), ctx.params.seed
@@ -50,49 +66,51 @@ def run(ctx: Context) -> dict[str, float]:
     quarantine.write_text("", encoding="utf-8")
     facts: dict[str, Any] = {}
     # 1. the sources: one row a possible demonstration or prompt; pairs and labels as they come
+    weights: dict[str, float] = {}
     if prepare.source == "plays":
-        candidates, corpus = from_plays(read_plays(prepare.package), prepare)
+        candidates, corpus = from_plays(read_plays(prepare.package), prepare, seed)
         candidates, leaked = without_leaks(candidates)
-        pairs, labels, weights = schemas.empty(schemas.PAIRS), schemas.empty(schemas.LABELS), {}
+        material = Material(lambda drawn: drawn, [_arrow(corpus)])
         dropped = {"prompt_in_two_splits": leaked}
     else:
         found, facts = _read(ctx, prepare, quarantine)
-        tables = from_rows(found.path)
-        candidates, dropped = selected(tables.candidates, prepare.mixture, seed)
-        facts["languages"] = languages(candidates, seed)
-        corpus, pairs, labels, weights = tables.corpus, tables.pairs, tables.labels, found.weights
+        light, weights = streams.candidates_of(found, seed), found.weights
+        tables = (streams.corpus_of(found, light), streams.pairs_of(found), streams.labels_of(found))
+        material = Material(partial(streams.whole, found), *tables, streams.optional_of(found))
+        candidates, dropped = selected(light, prepare.mixture, seed)
+        facts["languages"] = languages(material.whole(candidates.sample(min(SAMPLE, len(candidates)), random_state=seed)))
 
     # 2. a draw by seed: first prompts, then demonstrations that share no row with them
-    candidates = shuffled(candidates, seed)
-    prompts = draw_prompts(candidates, prepare, weights)
-    demonstrations = draw_demonstrations(candidates, prompts, prepare, weights)
-    pool, facts["pool"] = read_pool(ctx, candidates, prepare, quarantine)
-    pairs = joined([pairs, *pool])
+    candidates = candidates.sort_values("order", kind="stable", ignore_index=True)
+    asked = draw_prompts(candidates, prepare, weights)
+    shown = draw_demonstrations(candidates, asked, prepare, weights)
+    pool, facts["pool"] = read_pool(ctx, candidates, material, quarantine)
 
     # 3. the tables and what they are like
-    drawn = {"corpus": corpus, "demonstrations": demonstrations, "preferences": pairs, "prompts": prompts}
-    drawn |= {"labels": labels} if len(labels) else {}
+    paths = {name: ctx.out(f"prepared/{name}.parquet") for name in TABLES}
+    frames = {"demonstrations": material.whole(shown), "prompts": material.whole(asked)}
+    for name, rows in frames.items():
+        write_table(_columns(rows, TABLES[name]), paths[name], TABLES[name])
+    optional = sorted({*material.optional, *(name for table in pool for name in table.column_names)} & OPTIONAL)
+    sizes = {
+        "corpus": write_stream(material.corpus, paths["corpus"], schemas.CORPUS),
+        "labels": write_stream(material.labels, paths["labels"], schemas.LABELS),
+        "preferences": write_stream(chain(material.pairs, pool), paths["preferences"], schemas.PAIRS, optional),
+    } | {name: len(rows) for name, rows in frames.items()}
+    drawn = {name: read_blocks(path) for name, path in paths.items() if name != "labels" or sizes["labels"]}
     facts = quality(drawn, dropped | unused(candidates)) | {name: value for name, value in facts.items() if value}
     if facts["prompts_in_two_splits"]:
         raise DataError(f"{facts['prompts_in_two_splits']} prompts stand in two splits; name their rows' groups alike")
-    for name, rows in (drawn | {"labels": labels}).items():
-        write_table(rows, ctx.out(f"prepared/{name}.parquet"), TABLES[name])
     write_json(ctx.out("prepared/quality.json"), facts)
-    return {name: float(len(rows)) for name, rows in drawn.items()} | counts(facts)
-
-
-def shuffled(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The rows in the order of a hash of seed and id: a row that is added changes the place of no other."""
-    order = rows["id"].map(lambda row: hashlib.sha256(f"{seed}:{row}".encode()).hexdigest())
-    return rows.assign(order=order).sort_values("order").drop(columns="order").reset_index(drop=True)
+    return {name: float(sizes[name]) for name in drawn} | counts(facts)
 
 
 def draw_prompts(candidates: pd.DataFrame, prepare: Prepare, weights: dict[str, float]) -> pd.DataFrame:
     """The first askable rows of every split, each prompt once."""
     wanted = {"train": prepare.train_prompts, "validation": prepare.validation_prompts, "test": prepare.test_prompts}
-    asked = candidates[candidates["askable"]].drop_duplicates("prompt")
+    asked = candidates[candidates["askable"]].drop_duplicates("key")
     drawn = [_first(asked, split, count, "prompts", prepare, weights) for split, count in wanted.items()]
-    return _columns(pd.concat(drawn), schemas.PROMPTS)
+    return pd.concat(drawn)
 
 
 def draw_demonstrations(
@@ -108,35 +126,29 @@ def draw_demonstrations(
     if prepare.source == "plays":
         ending = ending[~ending["id"].isin(prompts["id"])]
     drawn = [_first(ending, split, count, "demonstrations", prepare, weights) for split, count in wanted.items()]
-    return _columns(pd.concat(drawn), schemas.DEMONSTRATIONS)
+    return pd.concat(drawn)
 
 
 def read_pool(
-    ctx: Context, candidates: pd.DataFrame, prepare: Prepare, quarantine: Path
-) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+    ctx: Context, candidates: pd.DataFrame, material: Material, quarantine: Path
+) -> tuple[list[pyarrow.Table], dict[str, Any]]:
     """People's pairs under data/preferences/, and each file's counts.
 
     A prompt of the source keeps its split, another is split by its hash.
     """
-    splits = dict(zip(candidates["prompt"], candidates["split"], strict=True))
-    ids = dict(zip(candidates["prompt"], candidates["id"], strict=True))
     pool, facts = [], {}
     for path in sorted((ctx.root / POOL).glob("*.jsonl")):
         source = Source(path=f"{POOL}/{path.name}", format="preference")
-        settings = prepare.model_copy(update={"sources": {path.stem: source}})
+        settings = ctx.params.prepare.model_copy(update={"sources": {path.stem: source}})
         found = ingest(settings, ctx.root, ctx.scratch / "pool", ctx.params.seed, quarantine)
         vet_rows(found, settings, source.path)
-        pairs = as_pairs(pq.read_table(found.path).to_pandas())
-        pairs["split"] = pairs["prompt"].map(splits).fillna(pairs["split"])
-        pairs["prompt_id"] = pairs["prompt"].map(ids).fillna(pairs["prompt_id"])
-        pool.append(pairs)
+        pairs = pyarrow.concat_tables(streams.pairs_of(found)).to_pandas()
+        known = material.whole(candidates[candidates["key"].isin(streams.keys_of(pairs["prompt"]))])
+        for column, name in (("split", "split"), ("prompt_id", "id")):
+            pairs[column] = pairs["prompt"].map(dict(zip(known["prompt"], known[name], strict=True))).fillna(pairs[column])
+        pool.append(_arrow(pairs))
         facts[path.stem] = found.ledger.facts()
     return pool, facts
-
-
-def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One table of several; the empty ones are left out, because their columns have no types."""
-    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def unused(candidates: pd.DataFrame) -> dict[str, int]:
@@ -185,6 +197,10 @@ def _read(ctx: Context, prepare: Prepare, quarantine: Path) -> tuple[Ingested, d
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(quarantine, kept)
         raise DataError(f"{error}; every bad row is listed in .runs/prepare/{quarantine.name}") from error
+
+
+def _arrow(rows: pd.DataFrame) -> pyarrow.Table:
+    return pyarrow.Table.from_pandas(rows, preserve_index=False)
 
 
 def _columns(rows: pd.DataFrame, schema: Any) -> pd.DataFrame:

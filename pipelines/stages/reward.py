@@ -4,7 +4,8 @@ Reads:   preferences/pairs.parquet, sft
 Writes:  reward/{head.safetensors, reward.json, adapter/ or trunk.safetensors, history.parquet, metrics.json};
          further members of an ensemble the same in reward/members/N/
 Params:  seed, reward
-Metrics: loss, eval_loss, eval_accuracy while training; pair_accuracy, log_loss, longer_wins on the pairs of the test split
+Metrics: loss, eval_loss, eval_accuracy while training; pair_accuracy, log_loss, longer_wins on the pairs of the test split;
+         prompt_tokens_QUANTILE, chosen_tokens_QUANTILE, rejected_tokens_QUANTILE of the pairs trained on
 Paper:   Bradley and Terry 1952; Stiennon et al. 2020, section 3.4
 """
 

@@ -3,7 +3,8 @@
 Reads:   base, prepared/demonstrations.parquet
 Writes:  sft/{model/, adapter/ (LoRA only), history.parquet, metrics.json}
 Params:  seed, sft
-Metrics: loss, eval_loss (nats a completion token, the latter on validation demonstrations), grad_norm, learning_rate
+Metrics: loss, eval_loss (nats a completion token, the latter on validation demonstrations), grad_norm, learning_rate;
+         tokens_QUANTILE of the rows, tokens_learnt_QUANTILE of what is learnt of them
 Paper:   Ouyang et al. 2022, section 3.5; Hu et al. 2021 (LoRA)
 """
 

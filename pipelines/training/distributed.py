@@ -1,8 +1,9 @@
-"""Sums over the workers of a training group; with one worker everything is returned as it came."""
+"""Sums and shares over the workers of a training group; with one worker everything is returned as it came."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,3 +37,19 @@ def barrier() -> None:
 def share(total: int, rank: int, world_size: int) -> range:
     """This worker's run of neighbours among ``total`` rows; the shares differ by one row at the most."""
     return range(total * rank // world_size, total * (rank + 1) // world_size)
+
+
+def shared_out(function: Callable[[Sequence[Any]], list], items: Sequence[Any], size: int = 1024) -> list:
+    """``function`` of all items, ``size`` at a time, a share a worker; every worker gets all results, in the items' order.
+
+    What ``function`` makes of an item must not depend on the others.
+    """
+    whole = dist.is_initialized() and dist.get_world_size() > 1
+    mine = share(len(items), dist.get_rank(), dist.get_world_size()) if whole else range(len(items))
+    starts = range(mine.start, mine.stop, size)
+    made = [result for start in starts for result in function(items[start : min(start + size, mine.stop)])]
+    if not whole:
+        return made
+    parts: list[list] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, made)
+    return [result for part in parts for result in part]

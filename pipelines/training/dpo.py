@@ -21,7 +21,7 @@ from pipelines.data.tables import write_json
 from pipelines.models.adapters import is_adapted, lora_config, merge, save_adapter
 from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
 from pipelines.training import hf
-from pipelines.training.pairs import Row, longest, read_rows
+from pipelines.training.pairs import Row, length, longest, read_rows, token_counts
 
 REPORTED = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
@@ -66,13 +66,14 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        _write(job, trainer, tokenizer, held_out, counts["train"] | {"train_pairs": len(rows["train"])})
+        counts["train"] |= token_counts(rows["train"]) | {"train_pairs": len(rows["train"])}
+        _write(job, trainer, tokenizer, held_out, counts["train"])
 
 
 def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:
     training = job.training
     adapted = training.adapter != "none"
-    order = hf.data_order(len(rows["train"]), training.num_train_epochs, training.batch_size, job.seed)
+    order = hf.row_order(training, [length(row) for row in rows["train"]], job.seed)
     steps = len(order) // training.batch_size
     arguments = hf.arguments(training, worker, job.scratch / "checkpoints", steps, job.seed)
     trainer = Dpo(
@@ -89,7 +90,7 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
     return trainer
 
 
-def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: dict[str, int]) -> None:
+def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: dict[str, float]) -> None:
     history = hf.write_history(trainer, job.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if is_adapted(model):

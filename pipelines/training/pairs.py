@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipelines.data import lengths
 from pipelines.data.schemas import PAIRS
 from pipelines.data.tables import read_table
-from pipelines.data.tokens import encode_completion, encode_prompt
+from pipelines.data.tokens import encode_completions, encode_prompts
+from pipelines.training.distributed import shared_out
 
 Row = dict[str, list[int]]
 
@@ -47,21 +50,36 @@ def decisive(table: pd.DataFrame, per_prompt: int) -> pd.DataFrame:
 
 def longest(rows: list[Row]) -> int:
     """Tokens of the longest prompt with its answer."""
-    return max((len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows), default=0)
+    return max(map(length, rows), default=0)
+
+
+def length(row: Row) -> int:
+    """Tokens of a prompt with the longer of its two answers."""
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def token_counts(rows: list[Row]) -> dict[str, float]:
+    """Quantiles of the tokens of prompts and answers."""
+    names = {"prompt_tokens": "prompt_ids", "chosen_tokens": "chosen_ids", "rejected_tokens": "rejected_ids"}
+    found = [lengths.quantiles(name, [len(row[ids]) for row in rows]) for name, ids in names.items()]
+    return {key: value for quantiles in found for key, value in quantiles.items()}
 
 
 def _rows(table: pd.DataFrame, tokenizer: Any) -> list[Row]:
     columns = [table[name] for name in ("prompt", "chosen", "rejected", "chosen_ended", "rejected_ended")]
-    return [
-        {
-            "prompt_ids": encode_prompt(tokenizer, prompt),
-            "chosen_ids": _answer(tokenizer, chosen, chosen_ended),
-            "rejected_ids": _answer(tokenizer, rejected, rejected_ended),
-        }
-        for prompt, chosen, rejected, chosen_ended, rejected_ended in zip(*columns, strict=True)
-    ]
+    return shared_out(lambda some: _encoded(some, tokenizer), list(zip(*columns, strict=True)))
 
 
-def _answer(tokenizer: Any, text: str, ended: bool) -> list[int]:
-    """At least one token: an empty answer that was cut cannot be, so an empty one is its EOS."""
-    return encode_completion(tokenizer, text, eos=ended) or encode_completion(tokenizer, text, eos=True)
+def _encoded(pairs: Sequence[tuple[str, str, str, bool, bool]], tokenizer: Any) -> list[Row]:
+    prompts, chosen, rejected, chosen_ended, rejected_ended = zip(*pairs, strict=True)
+    sides = {
+        "prompt_ids": encode_prompts(tokenizer, prompts),
+        "chosen_ids": _answers(tokenizer, chosen, chosen_ended),
+        "rejected_ids": _answers(tokenizer, rejected, rejected_ended),
+    }
+    return [dict(zip(sides, row, strict=True)) for row in zip(*sides.values(), strict=True)]
+
+
+def _answers(tokenizer: Any, texts: Sequence[str], ended: Sequence[bool]) -> list[list[int]]:
+    """At least one token each: an empty answer that was cut cannot be, so an empty one is its EOS."""
+    return [ids or [tokenizer.eos_token_id] for ids in encode_completions(tokenizer, texts, ended)]

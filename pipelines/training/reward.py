@@ -23,7 +23,7 @@ from pipelines.models.adapters import add_adapter
 from pipelines.models.loading import load_tokenizer
 from pipelines.models.reward import RewardModel, collate, new_reward, save_reward, score
 from pipelines.training import hf
-from pipelines.training.pairs import Row, longest, read_rows
+from pipelines.training.pairs import Row, length, longest, read_rows, token_counts
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        _write(job, trainer, rows, counts["train"])
+        _write(job, trainer, rows, counts["train"] | token_counts(rows["train"]))
 
 
 def evaluations(logs: list[dict[str, float]]) -> list[float]:
@@ -129,7 +129,7 @@ def _share_above_zero(values: list[float]) -> float:
 
 def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Reward:
     training = job.training
-    order = hf.data_order(len(rows["train"]), training.num_train_epochs, training.batch_size, job.seed)
+    order = hf.row_order(training, [length(row) for row in rows["train"]], job.seed)
     steps = len(order) // training.batch_size
     arguments = hf.arguments(training, worker, job.scratch / "checkpoints", steps, job.seed)
     keep_best = KeepBest(training.early_stopping_patience)
@@ -147,7 +147,7 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
     return trainer
 
 
-def _write(job: Job, trainer: Reward, rows: dict[str, list[Row]], fitted: dict[str, int]) -> None:
+def _write(job: Job, trainer: Reward, rows: dict[str, list[Row]], fitted: dict[str, float]) -> None:
     """Centre the scores on held-out answers, judge the model on the pairs of the test split, save."""
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     scores = {split: _scores(model, rows[split], job) for split in ("validation", "test")}

@@ -5,6 +5,7 @@ Paper: Ouyang et al. 2022, "Training language models to follow instructions with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from pipelines.context import Worker
 from pipelines.data import lengths
 from pipelines.data.schemas import DEMONSTRATIONS
 from pipelines.data.tables import read_table, write_json
-from pipelines.data.tokens import example
+from pipelines.data.tokens import examples
+from pipelines.errors import ConfigurationError
 from pipelines.models.adapters import add_adapter, is_adapted, merge, save_adapter
 from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
 from pipelines.training import hf
+from pipelines.training.distributed import shared_out
+from pipelines.training.packing import check_apart, collator, packed
 
 IGNORED = -100
 
@@ -53,23 +57,29 @@ def train(job: Job, worker: Worker) -> None:
     # 2. the model, with fresh adapters where asked
     torch.manual_seed(job.seed)
     model = add_adapter(load_causal_lm(job.base, worker.device), job.training)
-    context, counts = model.config.max_position_embeddings, {}
+    limit, counts = _limit(job.training, model.config.max_position_embeddings), {}
     for split in splits:
         where = f"demonstrations ({split})"
-        rows[split], counts[split] = lengths.fit(rows[split], context, job.training.excess_length, where)
+        rows[split], counts[split] = lengths.fit(rows[split], limit, job.training.excess_length, where)
     longest = {split: max((len(row["input_ids"]) for row in some), default=0) for split, some in rows.items()}
     for split, some in rows.items():
-        hf.check_lengths(some, longest[split], context, f"demonstrations ({split})")
+        hf.check_lengths(some, longest[split], limit, f"demonstrations ({split})")
+    counts["train"] |= _token_counts(rows["train"])
 
-    # 3. the trainer: the data order is fixed here, for all epochs
-    order = hf.data_order(len(rows["train"]), job.training.num_train_epochs, job.training.batch_size, job.seed)
-    if job.training.group_by_length:
-        order = lengths.bucketed(order, [len(row["input_ids"]) for row in rows["train"]], job.training.batch_size, job.seed)
+    # 3. what is trained on, rows or packed sequences of them; its order is fixed here, for all epochs
+    sequences = rows["train"]
+    if job.training.packing:
+        check_apart(model, rows["train"])
+        sequences = packed(rows["train"], limit)
+        longest["train"] = limit * hf.micro_batch(job.training, worker.world_size)
+        counts["train"]["packed_sequences"] = len(sequences)
+    order = hf.row_order(job.training, [len(row["input_ids"]) for row in sequences], job.seed)
     arguments = hf.arguments(job.training, worker, job.scratch / "checkpoints", len(order) // job.training.batch_size, job.seed)
     trainer = Sft(
         model=model,
         args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=Dataset.from_list(rows["train"]),
+        data_collator=collator(tokenizer.pad_token_id) if job.training.packing else None,
+        train_dataset=Dataset.from_list(sequences),
         eval_dataset=Dataset.from_list(rows["validation"]),
         processing_class=tokenizer,
         callbacks=[hf.JournalCallback(worker.journal)],
@@ -92,11 +102,27 @@ def labelled(row: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def _rows(tokenizer: Any, table: Any, loss_on: str) -> list[dict[str, list[int]]]:
-    texts = zip(table["prompt"], table["completion"], strict=True)
-    return [labelled(example(tokenizer, prompt, completion, loss_on)) for prompt, completion in texts]
+    def encoded(texts: Sequence[tuple[str, str]]) -> list[dict[str, list[int]]]:
+        prompts, completions = zip(*texts, strict=True)
+        return [labelled(row) for row in examples(tokenizer, prompts, completions, loss_on)]
+
+    return shared_out(encoded, list(zip(table["prompt"], table["completion"], strict=True)))
 
 
-def _write(job: Job, trainer: Sft, tokenizer: Any, eval_loss: float, rows: int, counts: dict[str, int]) -> None:
+def _limit(training: config.Sft, context: int) -> int:
+    """Tokens of a row, and of a packed sequence, at most."""
+    if training.max_length > context:
+        raise ConfigurationError(f"sft.max_length {training.max_length} exceeds the model's context of {context}; lower it")
+    return training.max_length or context
+
+
+def _token_counts(rows: list[dict[str, list[int]]]) -> dict[str, float]:
+    """Quantiles of the tokens of a training row, and of those that are learnt."""
+    learnt = [sum(label != IGNORED for label in row["labels"]) for row in rows]
+    return lengths.quantiles("tokens", [len(row["input_ids"]) for row in rows]) | lengths.quantiles("tokens_learnt", learnt)
+
+
+def _write(job: Job, trainer: Sft, tokenizer: Any, eval_loss: float, rows: int, counts: dict[str, float]) -> None:
     history = hf.write_history(trainer, job.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if is_adapted(model):

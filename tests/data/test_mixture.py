@@ -11,8 +11,9 @@ import pytest
 from pipelines.config.data import Mixture, Prepare, Source
 from pipelines.data.mixture import draw, quotas, rates, selected
 from pipelines.data.phrasing import cut_by_sampler
-from pipelines.data.rows import blocks, ingest
+from pipelines.data.rows import ingest
 from pipelines.errors import ConfigurationError, DataError
+from tests.data.helpers import rows_of
 
 SIZES = {"big": 10_000, "mid": 1_000, "small": 10}
 FLAN = """
@@ -87,7 +88,7 @@ def _phrased(root: Path, text: str, rows: list[dict[str, Any]], seed: int = 1, *
     prepare = Prepare().model_copy(update={"sources": {"rte": source}, "mixture": Mixture(**mixture)})
     found = ingest(prepare, root, root / "scratch", seed)
     names = ("prompt", "completion", "template", "task", "split", "split_group")
-    return found, [row for _, block in blocks(found.path, list(names)) for row in zip(*block.values(), strict=True)]
+    return found, rows_of(found, *names)
 
 
 RTE = [{"premise": f"It rains on day {n}.", "hypothesis": f"day {n} is wet", "answer": "yes"} for n in range(300)]

@@ -1,6 +1,7 @@
 """n-grams, near duplicates, contamination, repeats and drift against answers worked out by hand or by brute force."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import seen
+from pipelines.data import near, seen
 from pipelines.data.drift import columns, compare, psi_counts, psi_numbers
 from pipelines.data.grams import grams
 from pipelines.data.near import Signatures, overlaps
-from pipelines.data.texts import normal, personal
+from pipelines.data.texts import normal, oddities, personal, unremarkable
 
 TEXTS = st.lists(st.lists(st.sampled_from(["a", "b", "cc", "é"]), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=8)
 
@@ -46,21 +47,52 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
     assert signatures.near(0.8).tolist() == [[200 + number, number] for number in range(20)]
 
 
-def test_overlap_with_test_prompts_by_hand() -> None:
+def test_overlap_with_test_prompts_by_hand(tmp_path: Path) -> None:
     words = [f"word{n}" for n in range(13)]
     test = " ".join(words)  # 6 grams of 8
     train = [" ".join([*words[:12], "x"]), " ".join(words[5:]), " ".join(words[6:]), "word0 word1", test + " more"]
-    found = overlaps([test, "word0 word1"], [(np.array([10, 11, 12]), train[:3]), (np.array([13, 14]), train[3:])], 0.5)
+    rows = [(np.array([10, 11, 12]), train[:3]), (np.array([13, 14]), train[3:])]
+    (tmp_path / "held.5").write_bytes(b"left by a run that was killed")
+    found = overlaps([[test], ["word0 word1"]], rows, 0.5, tmp_path)
     assert found.shares.tolist() == [1.0, 1.0]
     assert found.rows.tolist() == [14, 13]
     assert {row: share for row, (_, share) in found.over.items()} == {10: pytest.approx(5 / 6), 13: 1.0, 14: 1.0}
-    assert overlaps([], [(np.array([0]), ["a"])], 0.5).over == {}
+    assert overlaps([], [(np.array([0]), ["a"])], 0.5, tmp_path).over == {}
+    assert overlaps([[test]], [], 0.5, tmp_path).shares.tolist() == [0.0]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_text_of_a_template_is_no_contamination() -> None:
+@given(tests=TEXTS, rows=TEXTS, common=st.integers(1, 3), limit=st.sampled_from([0.0, 0.4, 1.0]))
+@settings(max_examples=100, deadline=None)
+def test_overlaps_as_by_brute_force(
+    tmp_path_factory: pytest.TempPathFactory, tests: list[str], rows: list[str], common: int, limit: float
+) -> None:
+    """Oracle: sets of tuples of words; ties go to the first row, and for a row to the first test prompt."""
+
+    def sets(texts: list[str]) -> list[set[tuple[str, ...]]]:
+        words = [text.split() for text in texts]
+        return [{tuple(own[at : at + 8]) for at in range(max(len(own) - 7, 1))} for own in words]
+
+    asked, held = sets(tests), sets(rows)
+    often = Counter(gram for own in asked for gram in own)
+    rare = [{gram for gram in own if often[gram] <= common} for own in asked]
+    shares = [[len(own & row) / len(own) if own else 0.0 for row in held] for own in rare]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "COMMON", common)
+        patch.setattr(near, "CHUNK", 3)
+        numbers = np.arange(5, 5 + len(rows))
+        found = overlaps([tests[:2], tests[2:]], [(numbers, rows)], limit, tmp_path_factory.mktemp("overlaps"))
+    assert found.shares.tolist() == [max(own) for own in shares]
+    assert found.rows.tolist() == [5 + own.index(max(own)) if max(own) else -1 for own in shares]
+    best = {5 + row: max((own[row], -test) for test, own in enumerate(shares)) for row in range(len(rows))}
+    over = {row: (-test, share) for row, (share, test) in best.items() if limit and share >= limit}
+    assert found.over == over
+
+
+def test_the_text_of_a_template_is_no_contamination(tmp_path: Path) -> None:
     template = "answer the following question in one short sentence please: what is"
     tests = [f"{template} {n}" for n in range(30)]
-    found = overlaps(tests, [(np.array([0]), [f"{template} other"])], 0.5)
+    found = overlaps([tests], [(np.array([0]), [f"{template} other"])], 0.5, tmp_path)
     assert found.shares.max() == 0.0
 
 
@@ -103,10 +135,18 @@ def test_personal_data(text: str, kinds: list[str]) -> None:
     assert [kind for kind, _, _ in personal(text)] == kinds
 
 
+@given(text=st.text(st.sampled_from("a<|>[@. 0123456789-+é\u200b\u0430"), max_size=40))
+@settings(max_examples=300)
+def test_nothing_is_found_in_what_is_unremarkable(text: str) -> None:
+    if unremarkable(text):
+        assert oddities(text) == []
+        assert personal(text) == []
+    assert not unremarkable("a" + "5" * 7)
+    assert unremarkable("a plain text of 2026, with (brackets) & more")
+
+
 def test_psi_by_hand() -> None:
     """Half and half against one quarter: (0.25 - 0.5) ln(0.25 / 0.5) + (0.75 - 0.5) ln(0.75 / 0.5) = 0.2747."""
-    from collections import Counter
-
     assert psi_counts(Counter(a=2, b=2), Counter(a=1, b=3)) == pytest.approx(0.25 * np.log(2) + 0.25 * np.log(1.5))
     same = np.arange(1000.0)
     assert psi_numbers(same, same) == 0.0

@@ -5,17 +5,23 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.adapters.cluster import connect
 from pipelines.config import Params, load
 from pipelines.config.data import Source
 from pipelines.context import Context
-from pipelines.data.quality import leaks, quality
+from pipelines.data import streams
+from pipelines.data.quality import languages, quality
 from pipelines.data.tables import read_table
 from pipelines.errors import DataError
 from pipelines.stages import prepare
+from tests.data.helpers import leaks
 
+TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t\x1c\x85\xa0\u2003")), max_size=4)
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
 
 
@@ -185,9 +191,77 @@ def test_quality_by_hand() -> None:
             "split": ["train", "test", "train"],
         }
     )
-    facts = quality({"preferences": pairs}, {"rule": 0})
+    facts = quality({"preferences": [pairs[:1], pairs[1:]]}, {"rule": 0})
     table = facts["tables"]["preferences"]
     assert facts["prompts_in_two_splits"] == 1
     assert (table["rows"], table["groups"], table["duplicates"], table["empty"], table["contradictions"]) == (3, 2, 0, 1, 1)
     assert table["words"]["chosen"] == {"q00": 1.0, "q10": 1.0, "q50": 1.0, "q90": 1.8, "q100": 2.0}
     assert table["per_split"] == {"test": 1, "train": 2}
+    assert table["per_source"] == {"s": 3}
+
+
+def test_the_mix_of_languages_by_hand() -> None:
+    """Three sentences of four are English; a language of fewer than one text in a hundred is counted as another."""
+    english = ["The king is walking through the garden of his castle", "She gave the letter to her brother", "Who goes there?"]
+    texts = pd.DataFrame({"prompt": [*english, "Der König geht durch den Garten seines Schlosses"], "completion": " "})
+    assert languages(texts) == {"de": 0.25, "en": 0.75}
+    many = pd.concat([texts[:1]] * 199 + [texts[3:]])
+    assert languages(many) == {"en": 0.995, "other": 0.005}
+
+
+def _every_kind(root: Path) -> dict[str, Source]:
+    """Demonstrations, pairs of several groups and annotators, single labels, with some rows twice and some texts spaced."""
+    demonstrations = [{"prompt": f"Ask {n}:", "completion": f"{' ' * (n % 2)}Tell {n % 50}."} for n in range(120)]
+    pairs = [
+        {"prompt": f"Which {n % 60}?{' ' * (n % 3 == 0)}", "chosen": f"this {n}", "rejected": "that", "group": f"g{n % 3}"}
+        | ({"annotator": "eva", "margin": 0.5} if n % 4 == 0 else {})
+        for n in range(150)
+    ]
+    labels = [{"prompt": f"Judge {n}!", "completion": f"so {n}", "label": n % 2 == 0} for n in range(40)]
+    for name, rows in (("shown", demonstrations + demonstrations[:9]), ("pairs", pairs), ("labels", labels)):
+        _jsonl(root / f"data/external/{name}.jsonl", rows)
+    return {name: Source(path=f"data/external/{name}.jsonl") for name in ("shown", "pairs", "labels")}
+
+
+def test_tables_in_a_stream_do_not_hang_on_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle of the rows: pandas, from the files themselves."""
+    from pipelines.data import rows
+
+    found = []
+    for name, block in (("whole", rows.BLOCK), ("blocks", 7)):
+        monkeypatch.setattr(rows, "BLOCK", block)
+        sources = _every_kind(tmp_path / name)
+        params = _params(source="files", learns_from="data/external", sources=sources, duplicates="drop", max_overlap=0.0)
+        found.append(_run(tmp_path / name, params))
+    assert _hashes(found[0][2]) == _hashes(found[1][2])
+    assert found[0][0] == found[1][0]
+
+    _, written, _ = found[1]
+    read = {
+        name: pd.read_json(tmp_path / f"whole/data/external/{name}.jsonl", lines=True) for name in ("shown", "pairs", "labels")
+    }
+    pairs, labels = written["preferences"], written["labels"]
+    assert pairs["prompt"].tolist() == read["pairs"]["prompt"].tolist()
+    spaced = [text if prompt.endswith(" ") else f" {text}" for prompt, text in read["pairs"][["prompt", "chosen"]].values]
+    assert pairs["chosen"].tolist() == spaced
+    assert pairs["annotator"].fillna("").tolist() == read["pairs"]["annotator"].fillna("").tolist()
+    assert pairs["margin"].fillna(0).tolist() == read["pairs"]["margin"].fillna(0).tolist()
+    assert "weight" not in pairs
+    assert labels["label"].tolist() == read["labels"]["label"].tolist()
+    good = read["labels"][read["labels"]["label"]]
+    answers = [(read["shown"][:120], "completion"), (read["pairs"], "chosen"), (good, "completion")]
+    texts = {
+        f"{prompt} {answer}".replace("  ", " ") for frame, name in answers for prompt, answer in frame[["prompt", name]].values
+    }
+    assert set(written["corpus"]["text"].str.replace("  ", " ")) == texts
+    assert len(written["corpus"]) == len(texts)
+    demonstrations = written["demonstrations"]
+    assert set((demonstrations["prompt"] + demonstrations["completion"]).str.replace("  ", " ")) <= texts
+
+
+@given(texts=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
+@settings(max_examples=200)
+def test_an_answer_is_parted_from_its_prompt_by_white_space_of_either(texts: list[tuple[str, str]]) -> None:
+    prompts, answers = (pa.array(column, pa.string()) for column in zip(*texts, strict=True))
+    expected = [answer if prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}" for prompt, answer in texts]
+    assert streams._joined(prompts, answers).to_pylist() == expected

@@ -18,11 +18,11 @@ from pipelines.config import Params, load
 from pipelines.config.data import Source
 from pipelines.context import Context
 from pipelines.data import schemas
-from pipelines.data.quality import leaks
 from pipelines.data.tables import read_table
 from pipelines.errors import DataError
 from pipelines.journal import Journal
 from pipelines.stages import prepare
+from tests.data.helpers import leaks
 from tests.stages.local import Here
 
 ROOT = Path(__file__).parents[2]

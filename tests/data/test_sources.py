@@ -3,20 +3,27 @@
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config.data import Prepare, Source
-from pipelines.data.candidates import from_rows
+from pipelines.data import rows as rows_file
+from pipelines.data import streams
+from pipelines.data.columnar import read_parquet
 from pipelines.data.formats import Row, reader, recognise
-from pipelines.data.problems import BadRow
-from pipelines.data.rows import blocks, ingest
+from pipelines.data.problems import BadRow, Ledger
+from pipelines.data.rows import Ingested, ingest
+from pipelines.data.tables import read_blocks
 from pipelines.data.vetting import vet
 from pipelines.errors import DataError, EnvironmentFault
+from tests.data.helpers import rows_of
 
 ROWS = [{"prompt": f"Question {n}?", "completion": f"Answer {n}."} for n in range(30)]
 DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: who?\n\nAssistant:"
@@ -40,8 +47,12 @@ def _ingest(root: Path, sources: dict[str, Source], **settings: Any) -> Any:
     return found, vet(found, prepare, root, "test")
 
 
-def _prompts(path: Path) -> list[str]:
-    return [prompt for _, block in blocks(path, ["prompt"]) for prompt in block["prompt"]]
+def _prompts(found: Ingested) -> list[str]:
+    return [prompt for (prompt,) in rows_of(found, "prompt")]
+
+
+def _shown(found: Ingested) -> pd.DataFrame:
+    return streams.whole(found, streams.candidates_of(found, 1))
 
 
 def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
@@ -55,14 +66,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
         writer.writerows(ROWS)
     found = []
     for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv"):
-        rows = _ingest(tmp_path, {"mine": Source(path=name)})[0].path
-        found.append(
-            [
-                row
-                for _, block in blocks(rows, ["id", "prompt", "completion", "split"])
-                for row in zip(*block.values(), strict=True)
-            ]
-        )
+        found.append(rows_of(_ingest(tmp_path, {"mine": Source(path=name)})[0], "id", "prompt", "completion", "split"))
     assert [(row[1], row[2]) for row in found[0]] == [(row["prompt"], row["completion"]) for row in ROWS]
     assert found[0] == found[1] == found[2] == found[3]
     assert {row[3] for row in found[0]} == {"train", "validation", "test"}
@@ -73,9 +77,9 @@ def test_folders_and_globs_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name, rows in (("in/2.jsonl", ROWS[10:20]), ("in/1.jsonl", ROWS[:10]), ("in/deep/3.jsonl", ROWS[20:])):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "in" / "notes.txt").write_text("not data")
-    whole = _prompts(_ingest(tmp_path, {"mine": Source(path="in")})[0].path)
+    whole = _prompts(_ingest(tmp_path, {"mine": Source(path="in")})[0])
     assert whole == [row["prompt"] for row in ROWS]
-    assert _prompts(_ingest(tmp_path, {"mine": Source(path="in/*.jsonl")})[0].path) == whole[:20]
+    assert _prompts(_ingest(tmp_path, {"mine": Source(path="in/*.jsonl")})[0]) == whole[:20]
     with pytest.raises(DataError, match=r"no-files in/\*\.csv: 0 files"):
         _ingest(tmp_path, {"mine": Source(path="in/*.csv")})
 
@@ -86,7 +90,7 @@ def test_csv_cells_with_commas_quotes_and_lines(tmp_path: Path) -> None:
         writer = csv.DictWriter(file, ["prompt", "completion"])
         writer.writeheader()
         writer.writerows(rows)
-    assert _prompts(_ingest(tmp_path, {"mine": Source(path="d.csv")})[0].path) == [row["prompt"] for row in rows]
+    assert _prompts(_ingest(tmp_path, {"mine": Source(path="d.csv")})[0]) == [row["prompt"] for row in rows]
 
 
 def test_formats_are_recognised() -> None:
@@ -158,12 +162,14 @@ def test_pairs_keep_annotator_and_weight_and_labels_have_a_table(tmp_path: Path)
     for name, rows in (("pairs", pairs), ("labels", labels)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found, facts = _ingest(tmp_path, {name: Source(path=f"{name}.jsonl") for name in ("pairs", "labels")})
-    tables = from_rows(found.path)
-    assert tables.pairs[["annotator", "weight"]].to_dict("records") == [
+    pairs_table = pa.concat_tables(streams.pairs_of(found)).to_pandas()
+    assert streams.optional_of(found) == ["annotator", "weight"]
+    assert pairs_table[["annotator", "weight"]].to_dict("records") == [
         {"annotator": f"e{n % 3}", "weight": 0.5} for n in range(20)
     ]
-    assert tables.labels["label"].tolist() == [n % 2 == 0 for n in range(20)]
-    shown = set(tables.candidates["prompt"])
+    labels_table = pa.concat_tables(streams.labels_of(found)).to_pandas()
+    assert labels_table["label"].tolist() == [n % 2 == 0 for n in range(20)]
+    shown = set(_shown(found)["prompt"])
     assert {f"L{n}" for n in range(20) if n % 2 == 0} <= shown, "good answers are demonstrated"
     assert not {f"L{n}" for n in range(20) if n % 2} & shown
     assert facts["longer_wins"] == {"pairs": 20, "accuracy": 1.0}
@@ -196,8 +202,7 @@ def test_rows_that_are_added_move_no_other(tmp_path: Path) -> None:
     def splits(count: int) -> dict[str, str]:
         rows = [{"prompt": f"Question {n}?", "completion": f"Answer {n}."} for n in range(count)]
         (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        path = _ingest(tmp_path, {"mine": Source(path="mine.jsonl")})[0].path
-        return {p: s for _, block in blocks(path, ["prompt", "split"]) for p, s in zip(*block.values(), strict=True)}
+        return dict(rows_of(_ingest(tmp_path, {"mine": Source(path="mine.jsonl")})[0], "prompt", "split"))
 
     few, many = splits(200), splits(300)
     assert few == {prompt: many[prompt] for prompt in few}
@@ -209,7 +214,7 @@ def test_prompts_that_differ_in_case_and_width_share_a_split(tmp_path: Path) -> 
     rows += [{"prompt": f"WAS  IST STRASSE {n}\uff1f", "completion": "b"} for n in range(40)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found, _ = _ingest(tmp_path, {"mine": Source(path="mine.jsonl")}, max_overlap=0.0)
-    splits = [split for _, block in blocks(found.path, ["split"]) for split in block["split"]]
+    splits = rows_of(found, "split")
     assert splits[:40] == splits[40:]
 
 
@@ -222,8 +227,8 @@ def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
     sources = {"mine": Source(path="mine.jsonl")}
     found, facts = _ingest(tmp_path, sources)
     assert facts["personal_data"]["email"] == facts["personal_data"]["credit_card"] == 1
-    assert from_rows(found.path).candidates["completion"][0].strip() == rows[0]["completion"]
-    masked = from_rows(_ingest(tmp_path, sources, personal_data="mask")[0].path).candidates["completion"][0]
+    assert _shown(found)["completion"][0].strip() == rows[0]["completion"]
+    masked = _shown(_ingest(tmp_path, sources, personal_data="mask")[0])["completion"][0]
     assert "[email]" in masked
     assert "[credit_card], not 4111" in masked
     assert "jane" not in masked
@@ -234,7 +239,7 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
     local = Source(hub="some/set", revision="0123456789").model_copy(update={"hub": str(tmp_path)})
     found, _ = _ingest(tmp_path, {"mine": local})
-    assert _prompts(found.path) == [row["prompt"] for row in ROWS]
+    assert _prompts(found) == [row["prompt"] for row in ROWS]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
@@ -257,3 +262,18 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
 def test_a_source_that_makes_no_sense_is_refused(settings: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         Source(**settings)
+
+
+def test_no_more_than_a_block_of_a_file_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MB that cannot be packed, in 40 blocks of 1.6 MB: no more than some blocks at a time, however they are read."""
+    texts = [os.urandom(8192).hex() for _ in range(4000)]
+    columns = {each.name: pa.nulls(100, each.type) for each in rows_file.SCHEMA}
+    with pq.ParquetWriter(tmp_path / "rows.parquet", rows_file.SCHEMA, compression="lz4") as writer:
+        for start in range(0, 4000, 100):
+            writer.write_table(pa.table(columns | {"prompt": pa.array(texts[start : start + 100])}, rows_file.SCHEMA))
+    monkeypatch.setattr(rows_file, "BLOCK", 100)
+    found = Ingested(tmp_path / "rows.parquet", Ledger(), np.ones(4000, bool))
+    streamed = (found.blocks(["prompt"]), read_blocks(found.path, 100), read_parquet(found.path, "rows.parquet", 2**20))
+    for blocks in streamed:
+        before = pa.total_allocated_bytes()
+        assert max(pa.total_allocated_bytes() - before for _ in blocks) < 16 * 2**20

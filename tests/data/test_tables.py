@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from pipelines.data import schemas
-from pipelines.data.tables import read_table, whole_file, write_json, write_table
+from pipelines.data import schemas, tables
+from pipelines.data.tables import read_blocks, read_table, whole_file, write_json, write_stream, write_table
 from pipelines.errors import DataError
 
 PAIR = {
@@ -102,3 +103,49 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
         fail_halfway()
     assert "old" in path.read_text()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def _blocks(frame: pd.DataFrame, size: int) -> list[pa.Table]:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    return [table.slice(start, size) for start in range(0, table.num_rows, size)]
+
+
+def test_a_stream_has_the_bytes_of_its_rows_whatever_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = _pairs(*({"prompt": f"é {number} " + "word " * number} for number in range(50)))
+    write_table(pairs, tmp_path / "whole", schemas.PAIRS)
+    for size in (50, 7):
+        assert write_stream(_blocks(pairs, size), tmp_path / "stream", schemas.PAIRS) == 50
+        assert (tmp_path / "stream").read_bytes() == (tmp_path / "whole").read_bytes()
+    monkeypatch.setattr(tables, "GROUP", 20)
+    for size in (50, 7, 1):
+        write_stream(_blocks(pairs, size), tmp_path / f"groups{size}", schemas.PAIRS)
+        assert (tmp_path / f"groups{size}").read_bytes() == (tmp_path / "groups50").read_bytes()
+    pd.testing.assert_frame_equal(read_table(tmp_path / "groups7", schemas.PAIRS), pairs)
+    pd.testing.assert_frame_equal(pd.concat(read_blocks(tmp_path / "groups7", 9), ignore_index=True), pairs)
+
+
+def test_an_empty_stream_is_an_empty_table(tmp_path: Path) -> None:
+    write_table(pd.DataFrame(), tmp_path / "whole", schemas.PAIRS)
+    assert write_stream([], tmp_path / "stream", schemas.PAIRS) == 0
+    assert (tmp_path / "stream").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert [list(block) for block in read_blocks(tmp_path / "stream")] == [list(schemas.empty(schemas.PAIRS))]
+
+
+def test_every_block_of_a_stream_is_checked(tmp_path: Path) -> None:
+    pairs = _pairs(*({} for _ in range(20)))
+    path = tmp_path / "artifacts" / "pairs.parquet"
+    pairs.loc[17, "split"] = "dev"
+    with pytest.raises(DataError, match=r"artifacts/pairs.parquet: split: .* in 1 rows, the first are \[17\]"):
+        write_stream(_blocks(pairs, 5), path, schemas.PAIRS)
+    pairs.loc[17, ["split", "id"]] = ["test", "3"]
+    with pytest.raises(DataError, match="artifacts/pairs.parquet: id: field_uniqueness in 1 rows"):
+        write_stream(_blocks(pairs, 5), path, schemas.PAIRS)
+    assert not path.exists()
+
+
+def test_an_optional_column_of_some_blocks_is_null_in_the_others(tmp_path: Path) -> None:
+    blocks = _blocks(_pairs({}), 1) + _blocks(_pairs({}).assign(id="other", annotator="eva", weight=0.5), 1)
+    write_stream(blocks, tmp_path / "pairs.parquet", schemas.PAIRS, ["annotator", "weight"])
+    found = read_table(tmp_path / "pairs.parquet", schemas.PAIRS)
+    assert found["annotator"].isna().tolist() == [True, False]
+    assert found["weight"].tolist()[1] == 0.5

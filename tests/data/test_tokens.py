@@ -7,9 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.lengths import bucketed, fit
-from pipelines.data.tokens import decode, encode_completion, encode_prompt, example, is_chat, left_pad, right_pad
+from pipelines.data.lengths import bucketed, fit, quantiles
+from pipelines.data.tokens import (
+    decode,
+    encode_completions,
+    encode_prompt,
+    examples,
+    is_chat,
+    left_pad,
+    right_pad,
+)
 from pipelines.errors import ConfigurationError, DataError
+from pipelines.training.distributed import shared_out
 from tests import small
 
 TEMPLATE = (
@@ -19,6 +28,14 @@ TEMPLATE = (
 PLAIN = small.tokenizer()
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ROWS = st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=5)
+
+
+def example(tokenizer: Any, prompt: str, completion: str, loss_on: str = "completion") -> dict[str, list[int]]:
+    return examples(tokenizer, [prompt], [completion], loss_on)[0]
+
+
+def encode_completion(tokenizer: Any, text: str, eos: bool = True) -> list[int]:
+    return encode_completions(tokenizer, [text], [eos])[0]
 
 
 def _chat() -> Any:
@@ -198,3 +215,47 @@ def test_batches_of_like_length_hold_the_same_rows_with_less_padding() -> None:
         return sum(8 * max(lengths[n] for n in batch) - sum(lengths[n] for n in batch) for batch in batches)
 
     assert padding(found) < padding(order) / 5
+
+
+def test_no_row_is_beside_itself_in_a_batch_of_like_length() -> None:
+    """40 rows, three epochs: sorted over all epochs at once, every row would stand beside its own copies."""
+    order = [(7 * number) % 40 for number in range(120)]
+    found = bucketed(order, list(range(40)), 8, 3)
+    assert sorted(found) == sorted(order)
+    assert all(len(set(found[start : start + 8])) == 8 for start in range(0, 120, 8))
+
+
+def test_quantiles_by_hand() -> None:
+    assert quantiles("tokens", [11, *range(1, 11)]) == {
+        "tokens_q00": 1.0,
+        "tokens_q10": 2.0,
+        "tokens_q50": 6.0,
+        "tokens_q90": 10.0,
+        "tokens_q100": 11.0,
+    }
+
+
+@pytest.mark.parametrize("tokenizer", [PLAIN, _chat()], ids=["plain", "chat"])
+def test_many_texts_at_once_have_the_tokens_of_each_alone(tokenizer: Any) -> None:
+    """Rows of every kind, some of them twice: texts, special tokens as text, an empty answer, dialogues."""
+    prompts = ["To be,", DIALOGUE, "To<|im_end|> be,", "To be,", DIALOGUE + " more", "\u2063"]
+    answers = [" or not", " that is", "", "<|im_end|>", " or not", "  x "]
+    for loss_on in ("completion", "assistant"):
+        alone = [example(tokenizer, *texts, loss_on) for texts in zip(prompts, answers, strict=True)]
+        assert examples(tokenizer, prompts, answers, loss_on) == alone
+    cut = [True, False] * 3
+    assert encode_completions(tokenizer, answers, cut) == [
+        encode_completion(tokenizer, text, ended) for text, ended in zip(answers, cut, strict=True)
+    ]
+    assert examples(tokenizer, [], []) == []
+
+
+def test_texts_are_shared_out_in_batches_and_come_back_in_order() -> None:
+    sizes = []
+
+    def doubled(some: Any) -> list[int]:
+        sizes.append(len(some))
+        return [2 * number for number in some]
+
+    assert shared_out(doubled, list(range(10)), 4) == list(range(0, 20, 2))
+    assert sizes == [4, 4, 2]

@@ -68,6 +68,14 @@ def test_a_set_is_copied_versioned_and_described(project: Path, tmp_path: Path) 
     assert (code, "ok: 30 rows" in said) == (0, True), said
 
 
+def test_what_dvc_imports_is_a_source_as_well(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(lines(good()))
+    (project / "data/external").mkdir(parents=True)
+    _run(project, sys.executable, "-m", "dvc", "import-url", "--quiet", str(tmp_path / "rows.jsonl"), "data/external/rows.jsonl")
+    code, said = _said(project, "check", str(project / "data/external/rows.jsonl"))
+    assert (code, "ok: 30 rows" in said) == (0, True), said
+
+
 def test_what_cannot_be_added_is_refused(project: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(good()))
     with pytest.raises(DataError, match="No such file"):

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from pipelines import config
 from pipelines.data.schemas import DEMONSTRATIONS
 from pipelines.data.tables import read_table
-from pipelines.data.tokens import encode_completion, encode_prompt
+from pipelines.data.tokens import encode_completions, encode_prompt, examples
 from pipelines.errors import ConfigurationError, DataError
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.training import hf, sft
@@ -46,11 +46,9 @@ def _job(folder: Path, name: str = "run", **some: Any) -> sft.Job:
 
 def test_labels_token_by_token(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(small.model_folder(tmp_path / "base"))
-    from pipelines.data.tokens import example
-
     prompt, completion = "HAMLET: To be,", " or not to be"
-    row = sft.labelled(example(tokenizer, prompt, completion))
-    asked, answered = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, completion)
+    row = sft.labelled(examples(tokenizer, [prompt], [completion])[0])
+    asked, answered = encode_prompt(tokenizer, prompt), encode_completions(tokenizer, [completion], [True])[0]
     assert row["input_ids"] == asked + answered
     assert row["labels"] == [-100] * len(asked) + answered
     assert row["labels"][-1] == tokenizer.eos_token_id != tokenizer.pad_token_id
@@ -66,7 +64,7 @@ def test_the_first_loss_is_cross_entropy_over_the_completions_of_the_global_batc
     total, count = 0.0, 0
     for number in hf.data_order(len(train), 2, 8, 7)[:8]:
         asked = encode_prompt(tokenizer, train["prompt"][number])
-        answered = encode_completion(tokenizer, train["completion"][number])
+        answered = encode_completions(tokenizer, [train["completion"][number]], [True])[0]
         with torch.no_grad():
             logps = torch.log_softmax(model(input_ids=torch.tensor([asked + answered])).logits[0].double(), -1)
         total -= sum(float(logps[len(asked) + place - 1, token]) for place, token in enumerate(answered))
@@ -173,6 +171,22 @@ def test_bad_tables_are_refused(tmp_path: Path) -> None:
     write_table(table, tmp_path / "demonstrations.parquet", DEMONSTRATIONS)
     with pytest.raises(DataError, match="exceeds the model's context of 128"):
         sft.train(_job(tmp_path), helpers.worker())
+
+
+def test_rows_that_are_cut_or_left_out_are_counted(tmp_path: Path) -> None:
+    """A prompt of 200 words is cut, an answer of 200 words does not fit; the other 22 rows are as they were."""
+    helpers.demonstrations(tmp_path)
+    table = pd.DataFrame(read_table(tmp_path / "demonstrations.parquet"))
+    table.loc[0, "prompt"] = "word " * 200
+    table.loc[1, "completion"] = " word" * 200
+    from pipelines.data.tables import write_table
+
+    write_table(table, tmp_path / "demonstrations.parquet", DEMONSTRATIONS)
+    job = _job(tmp_path, excess_length="truncate", num_train_epochs=1)
+    sft.train(job, helpers.worker())
+    figures = helpers.figures(job.out)
+    assert (figures["rows_truncated"], figures["rows_dropped_by_length"], figures["demonstrations"]) == (1, 1, 23)
+    assert figures["tokens_q100"] == 128.0
 
 
 def test_the_global_batch_is_shared_out_or_refused() -> None:

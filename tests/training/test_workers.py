@@ -33,9 +33,10 @@ def _job(kind: str, folder: Path, name: str) -> Any:
     model = folder / "model" if (folder / "model").exists() else small.model_folder(folder / "model")
     out, scratch = folder / name / "out", folder / name
     scratch.mkdir()
-    if kind == "sft":
+    if kind in ("sft", "packed"):
         table = helpers.demonstrations(folder)
-        return sft.Job(model, table, out, scratch, config.Sft(**COMMON, num_train_epochs=2), 7)
+        some = {"packing": True, "max_length": 48, "batch_size": 4, "micro_batch_size": 1} if kind == "packed" else {}
+        return sft.Job(model, table, out, scratch, config.Sft(**(COMMON | some), num_train_epochs=2), 7)
     if kind == "reward":
         training = config.Reward(**COMMON, layers=2, num_train_epochs=2, eval_steps=2, early_stopping_patience=9)
         return reward.Job(model, helpers.pairs(folder), out, scratch, training, 7)
@@ -61,7 +62,9 @@ def _on_two(train: Callable[[Any, Worker], None], job: Any, journal: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "train"), [("sft", sft.train), ("reward", reward.train), ("dpo", dpo.train)])
+@pytest.mark.parametrize(
+    ("kind", "train"), [("sft", sft.train), ("packed", sft.train), ("reward", reward.train), ("dpo", dpo.train)]
+)
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, kind: str, train: Callable[[Any, Worker], None]) -> None:
     alone, together = _job(kind, tmp_path, "alone"), _job(kind, tmp_path, "together")
     train(alone, helpers.worker())

@@ -1,0 +1,141 @@
+"""From a file of rows to tables, block by block: what is as long as the sources is never in memory.
+
+The chosen answer of a pair is demonstrated; so is an answer that was found good. A *light* candidate is such a row
+without its texts: ``number`` in the file, ``key`` of the prompt, ``order`` by seed, names as categories; some thirty bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.data.rows import Ingested
+
+WHOLE = ["id", "prompt", "completion", "reference", "template", "source", "group", "split", "task"]
+TEXTS = ["id", "prompt", "completion", "chosen", "template", "source", "split_group", "split", "task"]
+SHOWN = ["kind", "label"]
+FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+def keys_of(*columns: Any) -> np.ndarray:
+    """A 64-bit hash [N] of the texts of every row, over one or more columns."""
+    found = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        found = found * FACTOR ^ pd.util.hash_array(np.asarray(column, object), categorize=False)
+    return found
+
+
+def place_of(seed: int, id_: str) -> int:
+    """The place of a row in the draw: a row that is added changes the place of no other."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{id_}".encode()).digest()[:8], "big")
+
+
+def candidates_of(found: Ingested, seed: int) -> pd.DataFrame:
+    """Light candidates: what can be demonstrated or asked, each prompt with its answer once."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("number", "key", "answer", "order")}
+    names: dict[str, dict[str, int]] = {"split": {}, "template": {}, "task": {}}
+    codes: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for numbers, block in _shown(found, TEXTS):
+        prompts = np.asarray(block["prompt"], object)
+        parts["number"].append(numbers)
+        parts["key"].append(keys_of(prompts))
+        parts["answer"].append(keys_of(prompts, _answer(block)))
+        parts["order"].append(np.array([place_of(seed, id_) for id_ in block["id"].to_pylist()], np.uint64))
+        for name, known in names.items():
+            values = pc.fill_null(block[name], "as_given").dictionary_encode()
+            own = np.array([known.setdefault(value, len(known)) for value in values.dictionary.to_pylist()], np.int32)
+            codes[name].append(own[values.indices.to_numpy()])
+    arrays = {name: np.concatenate(part) if part else np.empty(0, np.int64) for name, part in (parts | codes).items()}
+    first = ~pd.Series(arrays.pop("answer")).duplicated().to_numpy()
+    columns: dict[str, Any] = {
+        name: pd.Categorical.from_codes(values[first], pd.Index(list(names[name]), dtype=object))
+        if name in names
+        else values[first]
+        for name, values in arrays.items()
+    }
+    return pd.DataFrame(columns).assign(askable=True, completion=True)
+
+
+def whole(found: Ingested, candidates: pd.DataFrame) -> pd.DataFrame:
+    """Light candidates as rows of the tables of demonstrations and prompts, in the same order."""
+    wanted = candidates["number"].to_numpy()
+    parts = [pd.DataFrame(columns=["number", *WHOLE])]
+    for numbers, block in _shown(found, TEXTS):
+        inside = np.isin(numbers, wanted)
+        if inside.any():
+            block = block.filter(pa.array(inside))
+            answers = _joined(block["prompt"], _answer(block))
+            columns = {name: block[name] for name in ("id", "prompt", "source", "split", "task")}
+            columns |= {"completion": answers, "reference": answers, "group": block["split_group"]}
+            columns |= {"template": pc.fill_null(block["template"], "as_given")}
+            parts.append(pa.table(columns).to_pandas().assign(number=numbers[inside]))
+    return pd.concat(parts[1:] or parts).set_index("number").loc[wanted].reset_index(drop=True)
+
+
+def corpus_of(found: Ingested, candidates: pd.DataFrame) -> Iterator[pa.Table]:
+    """The table of whole documents: every candidate's prompt with its answer."""
+    used = np.zeros(len(found.kept), bool)
+    used[candidates["number"].to_numpy()] = True
+    for numbers, block in _shown(found, TEXTS):
+        block = block.filter(pa.array(used[numbers]))
+        text = pc.binary_join_element_wise(block["prompt"], _joined(block["prompt"], _answer(block)), "")
+        yield pa.table({"id": block["id"], "group": block["split_group"], "split": block["split"], "text": text})
+
+
+def optional_of(found: Ingested) -> list[str]:
+    """The columns of the table of pairs that only some sources bring, and this one does."""
+    return [name for name in ("annotator", "weight") if found.column(name).null_count < found.rows]
+
+
+def pairs_of(found: Ingested) -> Iterator[pa.Table]:
+    """Pairs of people. How much better the chosen answer is stays unknown where nobody said."""
+    names = ["id", "split_group", "prompt", "chosen", "rejected", "group", "margin", "source", "split"]
+    optional = optional_of(found)
+    for block in _of_kind(found, "pair", names + optional):
+        columns = {"id": block["id"], "prompt_id": block["split_group"], "prompt": block["prompt"]}
+        columns |= {name: _joined(block["prompt"], block[name]) for name in ("chosen", "rejected")}
+        columns |= {"judge": _same("people", block), "group": pc.fill_null(block["group"], "all")}
+        columns |= {name: block[name] for name in ("margin", "source", "split")}
+        columns |= {name: _same(True, block) for name in ("chosen_ended", "rejected_ended")}
+        yield pa.table(columns | {name: block[name] for name in optional})
+
+
+def labels_of(found: Ingested) -> Iterator[pa.Table]:
+    """Single labels of people."""
+    for block in _of_kind(found, "label", ["id", "split_group", "prompt", "completion", "label", "group", "source", "split"]):
+        columns = {"id": block["id"], "prompt_id": block["split_group"], "prompt": block["prompt"]}
+        columns |= {"completion": _joined(block["prompt"], block["completion"]), "label": block["label"]}
+        columns |= {"judge": _same("people", block), "group": pc.fill_null(block["group"], "all")}
+        yield pa.table(columns | {name: block[name] for name in ("source", "split")})
+
+
+def _shown(found: Ingested, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+    for numbers, block in found.blocks(columns + SHOWN):
+        shown = pc.or_(pc.not_equal(block["kind"], "label"), pc.fill_null(block["label"], False))
+        yield numbers[shown.to_numpy(zero_copy_only=False)], block.filter(shown)
+
+
+def _of_kind(found: Ingested, kind: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for _, block in found.blocks(["kind", *columns]):
+        yield block.filter(pc.equal(block["kind"], kind))
+
+
+def _answer(block: pa.RecordBatch) -> pa.Array:
+    return pc.coalesce(block["completion"], block["chosen"])
+
+
+def _joined(prompts: pa.Array, answers: pa.Array) -> pa.Array:
+    """Answers as they follow their prompts: with a space before them where neither brings one."""
+    ends = pc.utf8_is_space(pc.utf8_slice_codeunits(prompts, -1))
+    starts = pc.utf8_is_space(pc.utf8_slice_codeunits(answers, 0, 1))
+    return pc.if_else(pc.or_(ends, starts), answers, pc.binary_join_element_wise(" ", answers, ""))
+
+
+def _same(value: Any, block: pa.RecordBatch) -> pa.Array:
+    return pa.repeat(value, block.num_rows)
