@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,12 @@ def load_tokenizer(folder: Path) -> Any:
 
     check_folder(folder)
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """A hash of which token each id stands for, and of EOS: models that agree in it read rows of tokens alike."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
