@@ -43,6 +43,9 @@ def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():  # attention takes its share as a number
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     if hasattr(model.config, "attention_dropout"):
         model.config.attention_dropout = 0.0
     model.to(device)
