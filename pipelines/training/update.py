@@ -87,14 +87,15 @@ def _one(
     learner.optimizer.zero_grad(set_to_none=True)
     lengths = [len(rollout.prompts[row]) + len(rollout.answers[row]) for row in rows]
     micros = list(batches_of_like_length(lengths, params.micro_batch_size))
+    # a layer is gathered from all workers at once: whoever has fewer micro-batches passes along
+    idle = all_max(len(micros)) - len(micros) if learner.sharded else 0
     for micro in micros:
         loss, parts = _loss(learner, rollout, advantages_BT, returns_BT, [rows[place] for place in micro], warming)
         (loss / tokens).backward()
         sums += parts
-    if learner.sharded:  # a layer is gathered from all workers at once: whoever has fewer micro-batches passes along
-        for _ in range(all_max(len(micros)) - len(micros)):
-            loss, _ = _loss(learner, rollout, advantages_BT, returns_BT, [0], warming)
-            (0.0 * loss).backward()
+    for _ in range(idle):
+        loss, _ = _loss(learner, rollout, advantages_BT, returns_BT, [0], warming)
+        (0.0 * loss).backward()
     moved = learner.trained(critic_only=warming)
     sum_gradients([parameter for parameter in moved if not is_split(parameter)])
     totals = dict(zip(SUMS, all_sum(sums).tolist(), strict=True))

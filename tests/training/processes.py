@@ -30,7 +30,12 @@ def in_own_process(task: Job, place: Path, rank: int = 0, world_size: int = 1, s
 def two(task: Job, place: Path, shard: bool = False) -> list[int]:
     """Run a job on two workers; their exit codes."""
     (place / "store").unlink(missing_ok=True)
-    return [worker.wait(timeout=120) for worker in [in_own_process(task, place, rank, 2, shard) for rank in range(2)]]
+    workers = [in_own_process(task, place, rank, 2, shard) for rank in range(2)]
+    try:
+        return [worker.wait(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 def main(packed: str, rank: str, world_size: str, store: str, shard: str) -> None:
