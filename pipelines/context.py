@@ -22,6 +22,8 @@ class Worker:
     device: str
     journal: Journal
     """Writes on rank 0 only."""
+    shard: bool = False
+    """Whether the layers of the models that train are split over the workers (``runtime.shard``; on-policy training)."""
 
 
 class Cluster(Protocol):

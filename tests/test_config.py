@@ -38,6 +38,13 @@ def test_the_params_file_is_at_first_the_default_recipe() -> None:
         ("policies", {"mine": {"method": "ppo", "generation": {"top_k": 50}}}, ["generation.top_k 50", "KL turns negative"]),
         (
             "policies",
+            {"mine": {"method": "ppo", "generation": {"repetition_penalty": 1.1}}},
+            ["generation.repetition_penalty 1.1"],
+        ),
+        ("policies", {"mine": {"method": "ppo", "generation": {"min_new_tokens": 2}}}, ["generation.min_new_tokens 2"]),
+        ("policies", {"mine": {"method": "ppo", "engine": "vlm"}}, ["policies.mine.engine", "did you mean 'vllm'?"]),
+        (
+            "policies",
             {"mine": {"method": "ppo", "estimator": "rloo", "samples_per_prompt": 2, "critic": "reward"}},
             ["critic: reward is for estimator gae"],
         ),

@@ -200,7 +200,8 @@ class Rays:
     def _frame(self) -> Frame:
         import torch
 
-        return Frame(Path.cwd(), self.journal, threads_of(self.runtime), torch.initial_seed(), self.runtime.gpus_per_worker)
+        runtime = self.runtime
+        return Frame(Path.cwd(), self.journal, threads_of(runtime), torch.initial_seed(), runtime.gpus_per_worker, runtime.shard)
 
 
 def _unless_interrupted(call: Callable[[], str | None]) -> str | None:

@@ -22,6 +22,7 @@ class Frame:
     threads: int
     seed: int
     gpus: float
+    shard: bool = False
 
     def enter(self) -> None:
         """Working directory, threads, seeds and determinism as in the stage's process."""
@@ -40,7 +41,8 @@ def train_here(config: dict[str, Any]) -> None:
     rank, here = get_context().get_world_rank(), ray.get_runtime_context()
     record(frame.journal, "train", function, rank=rank, node=here.get_node_id(), actor=str(here.get_actor_id()))
     journal = Journal(frame.journal if rank == 0 else None)
-    function(config["job"], Worker(rank, get_context().get_world_size(), str(get_device()), journal))
+    size = get_context().get_world_size()
+    function(config["job"], Worker(rank, size, str(get_device()), journal, frame.shard and size > 1))
 
 
 class Mapper:

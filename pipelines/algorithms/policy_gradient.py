@@ -1,7 +1,8 @@
 """The losses of policy-gradient methods, token by token; who calls them sums and divides by the global token count.
 
 Papers: Schulman et al. 2017, "Proximal policy optimization algorithms" (eq. 7); Huang et al. 2024, "The N+ implementation
-details of RLHF with PPO" (value clipping). Axes: N tokens, B answers, T tokens of an answer.
+details of RLHF with PPO" (value clipping); Yao et al. 2025, "On the rollout-training mismatch in modern RL systems", after
+Espeholt et al. 2018, "IMPALA" (section 4.1: truncated importance weights). Axes: N tokens, B answers, T tokens of an answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import torch
 
 from pipelines.algorithms.advantages import Reduce, masked_moments
 from pipelines.algorithms.kl import log_ratio
+
+TRUNCATION = 2.0
+"""Importance weights end here (Yao et al. 2025)."""
 
 
 def clipped_policy_loss(
@@ -24,6 +28,14 @@ def clipped_policy_loss(
         return -ratio_N * advantages_N, ratio_N
     clipped_N = ratio_N.clamp(1.0 - cliprange, 1.0 + cliprange)
     return torch.maximum(-ratio_N * advantages_N, -clipped_N * advantages_N), ratio_N
+
+
+def truncated_weights(logprobs: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    """min(pi / mu, C): what a token's loss counts when it was drawn from mu (log-probabilities ``sampled``) and not from pi.
+
+    Any shape; no gradient. C bounds the variance and leaves a bias where pi / mu is above it (Yao et al.; IMPALA's rho-bar).
+    """
+    return log_ratio(logprobs, sampled).exp().clamp(max=TRUNCATION).detach()
 
 
 def clipped_value_loss(

@@ -83,11 +83,16 @@ class RayRuntime(Section):
 
 
 class Runtime(Section):
-    """Where and how wide, never what: listed by no stage."""
+    """Where and how wide, never what: listed by no stage.
+
+    ``shard`` splits the layers of the models that on-policy training holds over its workers (FSDP2), where one does not fit
+    beside its gradients and optimiser state; the other trainings keep whole models on every worker.
+    """
 
     workers: Annotated[int, Field(ge=0)] = 0
     threads: Count = 2
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    shard: bool = False
     parallel_stages: Count = 1
     ray: RayRuntime = RayRuntime()
 

@@ -52,7 +52,9 @@ class Ppo(Policy):
     ``missing_eos_penalty`` off an answer that was cut. A2C is estimator gae with one epoch and ``cliprange`` 0. The critic
     (estimator gae) is a value head on the policy's trunk (``shared``: no second model) or a model of its own that begins
     as the reward model (``reward``). The reference, to which KL is measured, becomes the policy as it is after every
-    ``reference_refresh_steps`` steps (0 = it stays the SFT model).
+    ``reference_refresh_steps`` steps (0 = it stays the SFT model). Answers are sampled by the policy itself (engine ``hf``)
+    or by vLLM with the policy's weights (``vllm``: a GPU and the package vllm are needed; its other arithmetic is made up for
+    by importance weights).
     """
 
     method: Literal["ppo"]
@@ -81,6 +83,7 @@ class Ppo(Policy):
     missing_eos_penalty: Annotated[float, Field(ge=0.0)] = 1.0
     length_penalty: Annotated[float, Field(ge=0.0)] = 0.0
     generation: Generation = Generation()
+    engine: Literal["hf", "vllm"] = "hf"
     snapshot_every: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

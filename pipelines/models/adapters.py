@@ -6,6 +6,7 @@ Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (eq.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,21 @@ def load_adapter(model: Any, folder: Path) -> Any:
 def merge(model: Any) -> Any:
     """The plain model with its adapter added to the weights (W0 + (alpha / r) B A); a plain model comes back as it is."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+@torch.no_grad()
+def merged_weights(model: Any, name: str = "default") -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that ``merge`` would give, one by one under the plain model's names; the model itself is left alone."""
+    plain = model.get_base_model() if is_adapted(model) else model
+    adapted = {path: module for path, module in plain.named_modules() if hasattr(module, "get_delta_weight")}
+    for path, weight in plain.named_parameters():
+        owner, _, kind = path.rpartition(".")
+        module = adapted.get(owner.removesuffix(".base_layer"))
+        if "lora_" in path:
+            continue
+        if module is not None and kind == "weight":
+            weight = weight.float() + module.get_delta_weight(name)
+        yield path.replace(".base_layer.", "."), weight
 
 
 def is_adapted(model: Any) -> bool:

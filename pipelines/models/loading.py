@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,12 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
+def vocabulary(tokenizer: Any) -> str:
+    """A hash of which token each id stands for, and of EOS: models that agree in it read rows of tokens alike."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
     """A causal language model: float32 weights, in evaluation mode, every dropout at 0, PyTorch's own attention."""
     from transformers import AutoModelForCausalLM
@@ -36,6 +43,9 @@ def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():  # attention takes its share as a number
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     if hasattr(model.config, "attention_dropout"):
         model.config.attention_dropout = 0.0
     model.to(device)

@@ -19,7 +19,7 @@ from pipelines.data.tables import write_json
 from pipelines.data.tokens import right_pad
 from pipelines.errors import ConfigurationError, DataError
 from pipelines.models.adapters import is_adapted, load_adapter, save_adapter
-from pipelines.models.loading import autocast, load_causal_lm
+from pipelines.models.loading import autocast, load_causal_lm, load_tokenizer, vocabulary
 
 HEAD, SETTINGS, ADAPTER, TRUNK = "head.safetensors", "reward.json", "adapter", "trunk.safetensors"
 Pooling = Literal["mean", "last"]
@@ -30,10 +30,11 @@ class RewardModel(nn.Module):
 
     centre: torch.Tensor
 
-    def __init__(self, trunk: Any, pooling: Pooling, centre: float = 0.0) -> None:
+    def __init__(self, trunk: Any, pooling: Pooling, vocabulary: str, centre: float = 0.0) -> None:
         super().__init__()
         self.trunk = trunk
         self.pooling = pooling
+        self.vocabulary = vocabulary
         self.config = trunk.config
         self.config.num_labels = 1
         self.head = nn.Linear(trunk.config.hidden_size, 1, bias=False)
@@ -78,7 +79,8 @@ def pool(hidden: torch.Tensor, answer_mask: torch.Tensor, pooling: Pooling) -> t
 
 def new_reward(sft_folder: Path, pooling: Pooling, layers: int = 0, device: str = "cpu") -> RewardModel:
     """An untrained reward model on the SFT model's first ``layers`` layers (0 = all): every score is 0, as the head is."""
-    return RewardModel(lower(load_causal_lm(sft_folder, device).base_model, layers), pooling).to(device)
+    trunk = lower(load_causal_lm(sft_folder, device).base_model, layers)
+    return RewardModel(trunk, pooling, vocabulary(load_tokenizer(sft_folder))).to(device)
 
 
 def lower(trunk: Any, layers: int) -> Any:
@@ -106,22 +108,30 @@ def save_reward(model: RewardModel, folder: Path, base: str = "") -> None:
         save_file({key: state[key].detach().cpu().contiguous() for key in sorted(state)}, folder / TRUNK)
     layers = model.config.num_hidden_layers
     settings = {"centre": float(model.centre), "layers": layers, "pooling": model.pooling, "trained": kind}
-    write_json(folder / SETTINGS, settings)
+    write_json(folder / SETTINGS, settings | {"vocabulary": model.vocabulary})
 
 
 def load_reward(folder: Path, sft_folder: Path, device: str = "cpu") -> RewardModel:
-    """Load a reward model on top of the SFT model's folder, frozen and in evaluation mode."""
+    """Load a reward model on top of the SFT model's folder, frozen and in evaluation mode.
+
+    Raises DataError where there is none, or where it was trained with another tokenizer: it is given rows of tokens.
+    """
     from safetensors.torch import load_file
 
     if not (folder / SETTINGS).is_file():
         raise DataError(f"{folder}: no reward model here ({SETTINGS} is missing); run the stage reward")
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if settings["vocabulary"] != vocabulary(load_tokenizer(sft_folder)):
+        raise DataError(
+            f"{folder}: this reward model was trained with another tokenizer than that of {sft_folder}: its tokens mean other"
+            " words; train one on this model (stage reward)"
+        )
     trunk = lower(load_causal_lm(sft_folder).base_model, settings["layers"])
     if settings["trained"] == "adapter":
         trunk = load_adapter(trunk, folder / ADAPTER)
     else:
         trunk.load_state_dict(load_file(folder / TRUNK))
-    model = RewardModel(trunk, settings["pooling"], settings["centre"])
+    model = RewardModel(trunk, settings["pooling"], settings["vocabulary"], settings["centre"])
     model.head.load_state_dict(load_file(folder / HEAD))
     return model.requires_grad_(False).to(device).eval()
 

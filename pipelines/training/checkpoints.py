@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
+from pipelines.errors import PrefloopError
+
 MANIFEST = "manifest.json"
 
 
-class NonFiniteState(ValueError):
+class NonFiniteState(PrefloopError):
     """A state that must not be kept: it holds NaN or infinity."""
 
 
@@ -108,10 +110,10 @@ def _check_finite(where: str, state: Any) -> None:
     """Walk nested dicts, lists and tensors; raise NonFiniteState at the first NaN or infinity."""
     if isinstance(state, torch.Tensor):
         if state.is_floating_point() and not bool(torch.isfinite(state).all()):
-            raise NonFiniteState(f"{where} holds a non-finite number; it is not saved")
+            raise NonFiniteState(f"{where} holds a non-finite number and is not saved; lower learning_rate")
     elif isinstance(state, float):
         if not math.isfinite(state):
-            raise NonFiniteState(f"{where} is {state}; it is not saved")
+            raise NonFiniteState(f"{where} is {state} and is not saved; lower learning_rate")
     elif isinstance(state, dict):
         for key, value in state.items():
             _check_finite(f"{where}.{key}", value)

@@ -11,10 +11,21 @@ import torch.distributed as dist
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of ``tensor`` over all workers (the tensor itself with one worker)."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-    return tensor
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    total = tensor.detach().to(_device(tensor), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def all_max(number: int) -> int:
+    """The largest ``number`` of all workers."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return number
+    tensor = torch.tensor(number)
+    largest = tensor.to(_device(tensor))
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -32,6 +43,11 @@ def barrier() -> None:
     """Wait for all workers."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
+
+
+def _device(tensor: torch.Tensor) -> torch.device:
+    """Where a collective takes ``tensor``: nccl knows GPUs only."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else tensor.device
 
 
 def share(total: int, rank: int, world_size: int) -> range:

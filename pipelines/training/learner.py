@@ -1,7 +1,8 @@
 """What learns: the policy, its critic (a value head on the policy's trunk, or a model of its own), and their optimiser.
 
 With LoRA the frozen reference is the policy with its adapter switched off: no second model. Without an adapter it is a
-copy. Axes: N answer tokens, H hidden.
+copy. Where the models are split over the workers (``runtime.shard``), all workers make the same calls. Axes: N answer tokens,
+H hidden.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.config import Ppo
 from pipelines.models.adapters import add_adapter, merge
@@ -27,9 +29,11 @@ from pipelines.models.policy import (
     response_states,
     token_logprobs,
     token_logprobs_and_entropies,
+    trunk,
     trunk_states,
 )
 from pipelines.models.reward import RewardModel
+from pipelines.training.sharding import full, gathered, is_split, like, shard
 
 POLICY, REFERENCE = "default", "reference"
 """Names of adapters."""
@@ -37,7 +41,7 @@ POLICY, REFERENCE = "default", "reference"
 
 @dataclass
 class Learner:
-    """The models of one worker; every worker holds the same numbers."""
+    """The models of one worker; every worker holds the same numbers, or its part of them."""
 
     policy: Any
     reference: Any
@@ -53,6 +57,15 @@ class Learner:
     def device(self) -> torch.device:
         """Where the models are."""
         return next(self.policy.parameters()).device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the layers are split over the workers."""
+        return any(map(is_split, self.policy.parameters()))
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        """All weights whole for the time of the block (``sharding.gathered``)."""
+        return gathered(self.policy, self.reference, self.critic)
 
     def named(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that learn, by name, in one order."""
@@ -138,10 +151,11 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the trained weights, the optimiser's state, and a reference that was refreshed."""
-        weights, reference = (
-            {name: p.detach().cpu().clone() for name, p in named.items()} for named in (self.named(), self.reference_state())
-        )
-        return {"weights": weights, "optimizer": self.optimizer.state_dict(), "reference": reference}
+        optimizer = {
+            name: {key: full(value).cpu() for key, value in self.optimizer.state.get(parameter, {}).items()}
+            for name, parameter in self.named().items()
+        }
+        return {"weights": whole(self.named()), "optimizer": optimizer, "reference": whole(self.reference_state())}
 
     def restore(self, weights: dict[str, torch.Tensor], optimizer: dict[str, Any], reference: dict[str, torch.Tensor]) -> None:
         """Put back what ``state`` gave."""
@@ -150,17 +164,25 @@ class Learner:
             raise ValueError("the checkpoint holds other weights than those that are trained")
         with torch.no_grad():
             for name, parameter in named.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(like(weights[name], parameter))
             for name, weight in self.reference_state().items():
-                weight.copy_(reference[name])
-        self.optimizer.load_state_dict(optimizer)
+                weight.copy_(like(reference[name], weight))
+        for name, parameter in named.items():
+            self.optimizer.state[parameter] = {key: like(value, parameter) for key, value in optimizer[name].items()}
 
 
-def make_learner(model: Any, params: Ppo, seed: int, reward: RewardModel | None = None) -> Learner:
+def whole(named: dict[str, torch.Tensor] | dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Detached copies on the CPU, whole also where the tensors are split over the workers."""
+    return {name: full(tensor.detach()).cpu().clone() for name, tensor in named.items()}
+
+
+def make_learner(
+    model: Any, params: Ppo, seed: int, reward: RewardModel | None = None, mesh: DeviceMesh | None = None
+) -> Learner:
     """Put the adapter and the value head on ``model``; the same numbers on every worker, because both are seeded here.
 
     With ``reward`` the critic is a model of its own, which begins as the reward model (trunk and head) and is trained in
-    the same way as the policy: whole, or through an adapter.
+    the same way as the policy: whole, or through an adapter. With ``mesh`` the layers are split over its workers.
     """
     check_head(model)
     torch.manual_seed(seed)
@@ -173,6 +195,9 @@ def make_learner(model: Any, params: Ppo, seed: int, reward: RewardModel | None 
     for frozen in (policy, reference, critic):
         if frozen is not None:
             halve_frozen(frozen, params.precision)
+            if mesh is not None:
+                shard(causal_lm(frozen) if frozen is critic else trunk(frozen), mesh)
+                frozen.to(mesh.device_type)
     head = None
     if params.estimator == "gae":
         device = next(policy.parameters()).device
@@ -181,8 +206,13 @@ def make_learner(model: Any, params: Ppo, seed: int, reward: RewardModel | None 
             head.weight.copy_(reward.head.weight if reward is not None else torch.zeros_like(head.weight))
             head.bias.copy_(-reward.centre if reward is not None else torch.zeros_like(head.bias))
     learner = Learner(policy, reference, critic, head, None, params)  # type: ignore[arg-type]
+    groups = [[p for p in learner.trained() if is_split(p) == split] for split in (False, True)]  # a kernel takes one kind
     learner.optimizer = torch.optim.AdamW(
-        learner.trained(), lr=params.learning_rate, eps=1e-5, weight_decay=params.weight_decay, fused=True
+        [{"params": group} for group in groups if group],
+        lr=params.learning_rate,
+        eps=1e-5,
+        weight_decay=params.weight_decay,
+        fused=True,
     )
     return learner
 

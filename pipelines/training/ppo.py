@@ -17,11 +17,21 @@ import torch
 from pipelines.algorithms.kl import adapted_beta
 from pipelines.context import Worker, seed_for
 from pipelines.training.distributed import barrier, share
+from pipelines.training.engines import LIMIT
 from pipelines.training.learner import learning_rate
 from pipelines.training.results import write_results
 from pipelines.training.rewards import Row
-from pipelines.training.rollout import NonFinite, advantages_of, final_scores, objectives, roll_out, score
-from pipelines.training.run import Job, Run, begin, keep, note_rollout, recovered
+from pipelines.training.rollout import (
+    NonFinite,
+    Rollout,
+    advantages_of,
+    disagreement,
+    final_scores,
+    objectives,
+    roll_out,
+    score,
+)
+from pipelines.training.run import Job, Run, begin, keep, note_rollout, recovered, whole_policy
 from pipelines.training.update import update
 
 __all__ = ["Job", "train"]
@@ -40,8 +50,9 @@ def train(job: Job, worker: Worker) -> None:
                 continue
         run.progress.step = step
         keep(run)
+    policy = whole_policy(run)
     if worker.rank == 0:
-        write_results(job, run.learner, run.tokenizer, run.progress)
+        write_results(job, policy, run.tokenizer, run.progress)
     barrier()
 
 
@@ -54,9 +65,8 @@ def one_step(run: Run, step: int) -> None:
 
     # 1. roll out: every worker answers its share of the step's prompts
     prompts, first_row = my_prompts(job, run.worker, step)
-    with timed(timings, "seconds/rollout"):
-        ids = (run.tokenizer.eos_token_id, run.tokenizer.pad_token_id)
-        rollout = roll_out(learner, prompts, first_row, ids, job.seed, step)
+    with timed(timings, "seconds/rollout"), learner.gathered():
+        rollout = roll_out(learner, prompts, first_row, run.engine, job.seed, step)
     note_rollout(run, step)
 
     # 2. score
@@ -67,6 +77,8 @@ def one_step(run: Run, step: int) -> None:
     # 3. advantages
     advantages_BT, returns_BT = advantages_of(rollout, scores_B, job.params, progress.beta)
     row = {"step": float(step)} | objectives(rollout, scores_B, progress.beta)
+    if job.params.engine != "hf":
+        row |= compared(run, rollout, step)
 
     # 4. update
     answers = job.params.batch_size * job.params.samples_per_prompt
@@ -84,6 +96,20 @@ def one_step(run: Run, step: int) -> None:
     timings["tokens_per_second"] = answers * row["tokens/response_length"] / sum(timings.values())
     timings["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     run.worker.journal.log(step, job.params.steps, {k: v for k, v in row.items() if k != "step"}, timings)
+
+
+def compared(run: Run, rollout: Rollout, step: int) -> dict[str, float]:
+    """The engine's log-probabilities against the trainer's; above the limit the journal says so, and ``engine/alarm`` is 1."""
+    found = disagreement(rollout)
+    gap = found["engine/logprob_gap"]
+    if gap > LIMIT:
+        run.worker.journal.log(
+            step,
+            run.job.params.steps,
+            note=f"step {step}: engine {run.job.params.engine} and trainer disagree by {gap:.3f} nats a token (limit {LIMIT});"
+            " the importance weights no longer make up for that: use engine: hf, or the same precision in both",
+        )
+    return found | {"engine/alarm": float(gap > LIMIT)}
 
 
 def my_prompts(job: Job, worker: Worker, step: int) -> tuple[list[Row], int]:

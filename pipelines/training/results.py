@@ -11,7 +11,6 @@ import pandas as pd
 from pipelines.data.tables import whole_file, write_json, write_table
 from pipelines.models.adapters import is_adapted, load_adapter, merge, save_adapter
 from pipelines.models.loading import load_causal_lm, save_model
-from pipelines.training.learner import Learner
 
 if TYPE_CHECKING:
     from pipelines.training.run import Job, Progress
@@ -22,7 +21,7 @@ LAST = 5
 """Steps over which the figures of metrics.json are averaged."""
 
 
-def write_results(job: Job, learner: Learner, tokenizer: Any, progress: Progress) -> None:
+def write_results(job: Job, policy: Any, tokenizer: Any, progress: Progress) -> None:
     """Write everything below ``job.out``. An adapter is merged into the weights as they are on disk, in float32."""
     frame = pd.DataFrame(progress.history).astype({"step": int})
     write_table(frame, job.out / "history.parquet")
@@ -33,17 +32,16 @@ def write_results(job: Job, learner: Learner, tokenizer: Any, progress: Progress
     write_json(job.out / "metrics.json", recent | {"steps": len(frame), "skipped": len(progress.left_out)})
     if (job.scratch / "snapshots").exists():
         shutil.copytree(job.scratch / "snapshots", job.out / "snapshots", dirs_exist_ok=True)
-    model = learner.policy
-    if is_adapted(model):
-        save_adapter(model, job.out / "adapter", SFT)
-        model = merge(load_adapter(load_causal_lm(job.sft), job.out / "adapter"))
-    save_model(model, tokenizer, job.out / "model")
+    if is_adapted(policy):
+        save_adapter(policy, job.out / "adapter", SFT)
+        policy = merge(load_adapter(load_causal_lm(job.sft), job.out / "adapter"))
+    save_model(policy, tokenizer, job.out / "model")
 
 
-def snapshot(scratch: Path, step: int, learner: Learner) -> None:
+def snapshot(scratch: Path, step: int, policy: Any) -> None:
     """Keep the policy as it is after ``step``: its adapter, or all weights where there is none."""
     place = scratch / "snapshots" / f"step-{step:06d}"
-    if is_adapted(learner.policy):
-        save_adapter(learner.policy, place, "../" * 4 + "sft/model")
+    if is_adapted(policy):
+        save_adapter(policy, place, "../" * 4 + "sft/model")
     else:
-        learner.policy.save_pretrained(str(place))
+        policy.save_pretrained(str(place))

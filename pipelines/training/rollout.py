@@ -12,12 +12,14 @@ import torch
 
 from pipelines.algorithms import advantages as adv
 from pipelines.algorithms.kl import k1, k2, k3, log_ratio
+from pipelines.algorithms.policy_gradient import TRUNCATION
 from pipelines.config import Ppo
 from pipelines.context import seed_for
 from pipelines.data.tokens import right_pad
-from pipelines.models.generation import batches_of_like_length, sample
+from pipelines.models.generation import batches_of_like_length
 from pipelines.models.policy import pack
 from pipelines.training.distributed import all_sum
+from pipelines.training.engines import Engine
 from pipelines.training.learner import Learner
 from pipelines.training.rewards import OpenTerm, Row
 
@@ -39,6 +41,8 @@ class Rollout:
     """[B, T] 1 on the answer's tokens."""
     logprobs: torch.Tensor
     """[B, T] of the policy that sampled."""
+    sampled: torch.Tensor
+    """[B, T] the same as the engine had them when it sampled."""
     reference: torch.Tensor
     """[B, T] log-probabilities of the reference."""
     values: torch.Tensor
@@ -51,14 +55,14 @@ class Rollout:
     """[B] each term as it came."""
 
 
-def roll_out(learner: Learner, prompts: list[Row], first_row: int, ids: tuple[int, int], seed: int, step: int) -> Rollout:
+def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engine, seed: int, step: int) -> Rollout:
     """Sample an answer to every row of ``prompts``, then read log-probabilities and values in the update's own passes.
 
-    Row i draws from a generator keyed by seed, step and its number over all workers. ``ids`` are EOS and pad.
+    Row i draws from a generator keyed by seed, step and its number over all workers.
     """
     params = learner.params
     seeds = [seed_for(seed, "rollout", step, first_row + row) for row in range(len(prompts))]
-    sampled = sample(learner.policy, *ids, prompts, params.generation, seeds, params.precision)
+    sampled = engine(learner.policy, prompts, seeds)
     _, mask = right_pad(sampled.tokens, 0)
     parts: dict[str, list[torch.Tensor]] = {
         name: [torch.empty(0)] * len(prompts) for name in ("logprobs", "values", "entropies", "reference")
@@ -70,6 +74,9 @@ def roll_out(learner: Learner, prompts: list[Row], first_row: int, ids: tuple[in
             for row, part in zip(rows, whole.cpu().split(packed.lengths), strict=True):
                 into[row] = part
     padded = {name: _padded(rows, mask) for name, rows in parts.items()}
+    # what the policy itself sampled differs from the pass over whole answers by rounding alone, which is not made up for
+    own = params.engine == "hf"
+    padded["sampled"] = padded["logprobs"] if own else _padded([torch.tensor(row) for row in sampled.logprobs], mask)
     return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=torch.zeros(len(prompts)), terms={})
 
 
@@ -78,7 +85,7 @@ def score(rollout: Rollout, rewards: Sequence[OpenTerm]) -> None:
     for term in rewards:
         rollout.terms[term.name] = torch.tensor(term.score(rollout.prompts, rollout.answers, rollout.ended))
         rollout.scores = rollout.scores + term.weight * rollout.terms[term.name]
-    for name in ("scores", "logprobs", "reference", "values"):
+    for name in ("scores", "logprobs", "sampled", "reference", "values"):
         bad = (~torch.isfinite(getattr(rollout, name))).sum().double()
         if all_sum(bad).item() > 0:
             raise NonFinite(f"{name} of the rollout")
@@ -175,6 +182,19 @@ def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[st
         "tokens/response_length": tokens / rows,
         "tokens/eos_rate": eos / rows,
     } | (single if len(single) > 1 else {})
+
+
+def disagreement(rollout: Rollout) -> dict[str, float]:
+    """How far the engine was from the policy, over all workers' tokens.
+
+    The mean gap of their log-probabilities in nats, and the share of tokens whose importance weight is truncated.
+    """
+    valid = rollout.mask.bool()
+    ratio_N = log_ratio(rollout.logprobs, rollout.sampled)[valid].double()
+    truncated = (ratio_N.exp() > TRUNCATION).double().sum()
+    sums = torch.stack([torch.tensor(float(len(ratio_N)), dtype=torch.float64), ratio_N.abs().sum(), truncated])
+    tokens, gap, truncated = all_sum(sums).tolist()
+    return {"engine/logprob_gap": gap / tokens, "engine/truncated": truncated / tokens}
 
 
 def _padded(rows: Sequence[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 from pipelines.config import Ppo
 from pipelines.context import Worker, seed_for
 from pipelines.errors import ConfigurationError, PrefloopError
+from pipelines.models.adapters import add_adapter
 from pipelines.models.generation import check_prompts
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import RewardModel
 from pipelines.training import checkpoints
 from pipelines.training.distributed import barrier
-from pipelines.training.learner import Learner, make_learner
+from pipelines.training.engines import Engine, open_engine
+from pipelines.training.learner import Learner, make_learner, whole
 from pipelines.training.precision import tell_if_slow
 from pipelines.training.results import snapshot
 from pipelines.training.rewards import LearnedReward, OpenTerm, Row, Term, open_terms
@@ -60,20 +63,32 @@ class Run:
     job: Job
     worker: Worker
     tokenizer: Any
+    engine: Engine
     learner: Learner
     rewards: list[OpenTerm]
     progress: Progress
 
 
-def begin(job: Job, worker: Worker) -> Run:
-    """Load the models and the reward, and go on from the newest checkpoint if there is one."""
+def begin(job: Job, worker: Worker, engine: Engine | None = None) -> Run:
+    """Load the models and the reward, and go on from the newest checkpoint if there is one; an open ``engine`` is kept."""
+    if job.params.batch_size < worker.world_size:
+        raise ConfigurationError(
+            f"batch_size {job.params.batch_size} leaves some of the {worker.world_size} workers idle; raise it"
+        )
+    if torch.device(worker.device).type == "cuda":
+        torch.cuda.set_device(worker.device)
     tell_if_slow(job.params.precision, worker, job.params.steps)
     tokenizer = load_tokenizer(job.sft)
-    critic = _critic(job, worker.device)
+    longest = max(len(prompt) for prompt in job.prompts)
+    engine = engine or open_engine(job.params, job.sft, tokenizer, longest, worker.device)
+    # what is to be split over the workers is loaded beside the GPU, and moved there layer by layer
+    mesh = init_device_mesh(torch.device(worker.device).type, (worker.world_size,)) if worker.shard else None
+    place = worker.device if mesh is None else "cpu"
+    critic = _critic(job, place)
     seed = seed_for(job.seed, "adapter") % 2**31
-    model = load_causal_lm(job.sft, worker.device)
+    model = load_causal_lm(job.sft, place)
     check_prompts(model, job.prompts, job.params.generation)  # all of them now, not each in its step
-    learner = make_learner(model, job.params, seed, critic)
+    learner = make_learner(model, job.params, seed, critic, mesh)
     rewards = open_terms(job.rewards, tokenizer, worker.device)
     for term in rewards:  # a reward that raises or returns something else does so before training
         term.score(job.prompts[:1], [[tokenizer.eos_token_id]], [True])
@@ -85,7 +100,7 @@ def begin(job: Job, worker: Worker) -> Run:
         kept = states["progress"]
         progress = Progress(step, kept["beta"], Normaliser(**kept["normaliser"]), kept["history"], kept["left_out"])
         torch.set_rng_state(states["random"])
-    return Run(job, worker, tokenizer, learner, rewards, progress)
+    return Run(job, worker, tokenizer, engine, learner, rewards, progress)
 
 
 def _critic(job: Job, device: str) -> RewardModel | None:
@@ -100,18 +115,31 @@ def _critic(job: Job, device: str) -> RewardModel | None:
 
 def keep(run: Run) -> None:
     """Save a checkpoint every ``save_steps`` steps and at the end, a snapshot every ``snapshot_every`` steps (rank 0)."""
-    job, step = run.job, run.progress.step
-    due = step % job.params.save_steps == 0 or step == job.params.steps
-    if run.worker.rank == 0:
-        if job.params.snapshot_every and step % job.params.snapshot_every == 0:
-            snapshot(job.scratch, step, run.learner)
-        if due:
+    job, step, first = run.job, run.progress.step, run.worker.rank == 0
+    if job.params.snapshot_every and step % job.params.snapshot_every == 0:
+        policy = whole_policy(run)
+        if first:
+            snapshot(job.scratch, step, policy)
+    if step % job.params.save_steps == 0 or step == job.params.steps:
+        learner = run.learner.state() if first or run.learner.sharded else {}
+        if first:
             progress = {name: value for name, value in vars(run.progress).items() if name != "step"}
             progress["normaliser"] = vars(run.progress.normaliser)
-            states = {"learner": run.learner.state(), "progress": progress, "random": torch.get_rng_state()}
-            checkpoints.save(folder(job), step, states)
-    if due:
+            checkpoints.save(folder(job), step, {"learner": learner, "progress": progress, "random": torch.get_rng_state()})
         barrier()
+
+
+def whole_policy(run: Run) -> Any:
+    """The policy; where it is split over the workers, a plain one with its weights (all workers have to call)."""
+    if not run.learner.sharded:
+        return run.learner.policy
+    trained = whole(run.learner.named())
+    policy = add_adapter(load_causal_lm(run.job.sft), run.job.params)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(trained[name])
+    return policy
 
 
 def note_rollout(run: Run, step: int) -> None:
@@ -119,7 +147,12 @@ def note_rollout(run: Run, step: int) -> None:
     job = run.job
     if run.worker.rank == 0:
         version = step - 1  # optimiser updates of the policy that sampled, in steps
-        sampling = {"policy_version": version, "seed": job.seed, **job.params.generation.model_dump()}
+        sampling = {
+            "policy_version": version,
+            "seed": job.seed,
+            "engine": job.params.engine,
+            **job.params.generation.model_dump(),
+        }
         job.scratch.mkdir(parents=True, exist_ok=True)
         with (job.scratch / "rollouts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **sampling}) + "\n")
@@ -137,7 +170,7 @@ def recovered(run: Run, step: int, fault: NonFinite) -> Run:
             " learning_rate or use precision float32, and check the reward on these prompts"
         )
     if len(recent) == 2:
-        run = begin(run.job, run.worker)
+        run = begin(run.job, run.worker, run.engine)
         where += f"; rolled back to step {run.progress.step}"
     run.progress.left_out = left_out
     run.worker.journal.log(step, run.job.params.steps, note=f"{where}; its batch is left out")

@@ -12,13 +12,19 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.algorithms.kl import k3, log_ratio
-from pipelines.algorithms.policy_gradient import clipped_policy_loss, clipped_value_loss, explained_variance
+from pipelines.algorithms.policy_gradient import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    truncated_weights,
+)
 from pipelines.context import seed_for
 from pipelines.models.generation import batches_of_like_length
 from pipelines.models.policy import pack
-from pipelines.training.distributed import all_sum, sum_gradients
+from pipelines.training.distributed import all_max, all_sum, sum_gradients
 from pipelines.training.learner import Learner
 from pipelines.training.rollout import NonFinite, Rollout
+from pipelines.training.sharding import clip_gradients, is_split
 
 SUMS = ("tokens", "loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "val/clipfrac")
 
@@ -80,14 +86,20 @@ def _one(
     sums = torch.zeros(len(SUMS), dtype=torch.float64)
     learner.optimizer.zero_grad(set_to_none=True)
     lengths = [len(rollout.prompts[row]) + len(rollout.answers[row]) for row in rows]
-    for micro in batches_of_like_length(lengths, params.micro_batch_size):
+    micros = list(batches_of_like_length(lengths, params.micro_batch_size))
+    # a layer is gathered from all workers at once: whoever has fewer micro-batches passes along
+    idle = all_max(len(micros)) - len(micros) if learner.sharded else 0
+    for micro in micros:
         loss, parts = _loss(learner, rollout, advantages_BT, returns_BT, [rows[place] for place in micro], warming)
         (loss / tokens).backward()
         sums += parts
+    for _ in range(idle):
+        loss, _ = _loss(learner, rollout, advantages_BT, returns_BT, [0], warming)
+        (0.0 * loss).backward()
     moved = learner.trained(critic_only=warming)
-    sum_gradients(moved)
+    sum_gradients([parameter for parameter in moved if not is_split(parameter)])
     totals = dict(zip(SUMS, all_sum(sums).tolist(), strict=True))
-    norm = float(torch.nn.utils.clip_grad_norm_(moved, params.max_grad_norm))
+    norm = clip_gradients(moved, params.max_grad_norm)
     if not all(map(math.isfinite, (norm, *totals.values()))):
         learner.optimizer.zero_grad(set_to_none=True)
         raise NonFinite("loss or gradient of the update")
@@ -107,11 +119,12 @@ def _loss(
     params, device = learner.params, learner.device
     packed = pack([rollout.prompts[row] for row in rows], [rollout.answers[row] for row in rows], device)
     valid = rollout.mask[rows].bool()
-    old_N, old_values_N, advantages_N, returns_N = (
-        part[rows][valid].to(device) for part in (rollout.logprobs, rollout.values, advantages_BT, returns_BT)
+    old_N, sampled_N, old_values_N, advantages_N, returns_N = (
+        part[rows][valid].to(device) for part in (rollout.logprobs, rollout.sampled, rollout.values, advantages_BT, returns_BT)
     )
     logprobs_N, values_N = learner.evaluate(packed, frozen_policy=warming)
     policy_N, ratio_N = clipped_policy_loss(logprobs_N, old_N, advantages_N, params.cliprange)
+    policy_N = policy_N * truncated_weights(old_N, sampled_N)
     value_N, value_clipped_N = clipped_value_loss(values_N, old_values_N, returns_N, params.cliprange_value)
     loss = params.vf_coef * value_N.sum() if learner.value_head is not None else torch.zeros((), device=device)
     if not warming:

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from pipelines.algorithms.policy_gradient import clipped_policy_loss, clipped_value_loss, explained_variance
+from pipelines.algorithms.policy_gradient import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    truncated_weights,
+)
 
 
 def same(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,6 +78,30 @@ def test_clipped_value_loss_by_hand() -> None:
     plain, none = clipped_value_loss(values, torch.ones(4), returns, 0.0)
     torch.testing.assert_close(plain, torch.tensor([0.0, 0.405, 2.0, 0.0]))
     assert none.tolist() == [0.0] * 4
+
+
+def test_truncated_weights_by_hand() -> None:
+    """pi / mu: 0.6 / 0.4 = 1.5; 0.2 / 0.4 = 0.5; 0.3 / 0.3 = 1; 0.9 / 0.1 = 9, which ends at 2."""
+    pi, mu = torch.tensor([0.6, 0.2, 0.3, 0.9]).log(), torch.tensor([0.4, 0.4, 0.3, 0.1]).log()
+    torch.testing.assert_close(truncated_weights(pi, mu), torch.tensor([1.5, 0.5, 1.0, 2.0]))
+    assert torch.equal(truncated_weights(pi, pi), torch.ones(4))
+
+
+def test_weights_give_the_gradient_under_the_policy_that_learns() -> None:
+    """One token, four values, drawn from mu; all outcomes summed exactly. No pi / mu is above 2, so E_mu[w g] = E_pi[g]:
+    with A the outcome's reward, dJ/dz = pi (r - E_pi[r]) in the logits z. Without weights it is another gradient."""
+    z = torch.tensor([0.3, -0.2, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
+    mu = torch.tensor([0.2, 0.3, 0.3, 0.2], dtype=torch.float64)
+    r = torch.tensor([1.0, -1.0, 2.0, 0.5], dtype=torch.float64)
+    logprobs = torch.log_softmax(z, -1)
+    pi = logprobs.exp().detach()
+    assert (pi / mu).max() < 2
+    losses, _ = clipped_policy_loss(logprobs, logprobs.detach(), r, 0.2)
+    expected = -pi * (r - (pi * r).sum())
+    (found,) = torch.autograd.grad((mu * truncated_weights(logprobs, mu.log()) * losses).sum(), z, retain_graph=True)
+    torch.testing.assert_close(found, expected)
+    (plain,) = torch.autograd.grad((mu * losses).sum(), z)
+    assert (plain - expected).abs().max() > 0.05
 
 
 def test_explained_variance_by_hand() -> None:

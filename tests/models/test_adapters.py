@@ -9,7 +9,7 @@ import torch
 
 from pipelines.config import Training
 from pipelines.errors import DataError
-from pipelines.models.adapters import add_adapter, is_adapted, load_adapter, merge, save_adapter
+from pipelines.models.adapters import add_adapter, is_adapted, load_adapter, merge, merged_weights, save_adapter
 from tests import small
 
 LORA = Training(lora_r=4, lora_alpha=8)
@@ -45,6 +45,19 @@ def test_the_merged_weight_is_w0_plus_alpha_over_r_times_ba() -> None:
     merged = merge(model)
     assert not is_adapted(merged)
     torch.testing.assert_close(merged.model.layers[0].self_attn.q_proj.weight, expected, rtol=0, atol=1e-7)
+
+
+def test_merged_weights_are_those_of_the_merged_model_and_leave_the_adapter_on() -> None:
+    model = _trained()
+    before = model(input_ids=IDS).logits
+    found = {name: weight.clone() for name, weight in merged_weights(model)}
+    assert torch.equal(model(input_ids=IDS).logits, before)
+    expected = dict(merge(model).named_parameters())
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-7)
+    plain = small.llama()
+    assert all(torch.equal(weight, plain.get_parameter(name)) for name, weight in merged_weights(plain))
 
 
 def test_no_adapter_trains_everything() -> None:

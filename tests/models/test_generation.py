@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pipelines.config import Generation
 from pipelines.errors import DataError
@@ -30,6 +30,31 @@ def model() -> LlamaForCausalLM:
 
 def generation(**changes: float) -> Generation:
     return Generation(**{"max_new_tokens": 10, "temperature": 0.8, "batch_size": 4, **changes})
+
+
+def test_positions_count_the_mask() -> None:
+    """A model with learned positions sees where a row begins; padding on the left must not move it. (A Llama's rotary
+    positions are relative: it would give the same answers with any.)"""
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "bos_token_id": None, "eos_token_id": None}
+    absolute = GPT2LMHeadModel(GPT2Config(vocab_size=12, initializer_range=0.3, **shape)).eval()
+    together = sample(absolute, EOS, PAD, PROMPTS, generation(), SEEDS, "float32")
+    alone = sample(absolute, EOS, PAD, PROMPTS, generation(batch_size=1), SEEDS, "float32")
+    assert together.tokens == alone.tokens
+    for one, other in zip(together.logprobs, alone.logprobs, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_rows_that_have_ended_cost_nothing(model: LlamaForCausalLM) -> None:
+    """Every token that is drawn takes one row of one pass, and there are no other rows."""
+    rows: list[int] = []
+    handle = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    answers = sample(model, EOS, PAD, PROMPTS * 4, generation(batch_size=16), list(range(16)), "float32")
+    handle.remove()
+    assert sum(rows) == sum(map(len, answers.tokens))
+    assert len({len(answer) for answer in answers.tokens}) > 1
 
 
 def test_answers_do_not_depend_on_batching_or_order(model: LlamaForCausalLM) -> None:

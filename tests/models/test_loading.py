@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipelines.errors import DataError
 from pipelines.models.loading import autocast, load_causal_lm, load_tokenizer, save_model
@@ -29,6 +30,22 @@ def test_a_model_comes_back_in_float32_without_dropout(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.pad_token, tokenizer.eos_token) == (small.PAD, small.EOS)
     assert tokenizer("To be, or not")["input_ids"] == small.tokenizer()("To be, or not")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_no_dropout_is_left(tmp_path: Path, kind: str) -> None:
+    """A model that was saved with dropout answers in training mode as in evaluation mode."""
+    model = small.llama()
+    if kind == "llama":
+        model.config.attention_dropout = 0.5
+    else:
+        shape = {"vocab_size": 300, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+        dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+        model = GPT2LMHeadModel(GPT2Config(**shape, **dropout, bos_token_id=None, eos_token_id=None))
+    save_model(model, small.tokenizer(), tmp_path)
+    loaded, ids = load_causal_lm(tmp_path), torch.tensor([[5, 6, 7, 8]])
+    expected = loaded(ids).logits
+    assert torch.equal(loaded.train()(ids).logits, expected)
 
 
 def test_the_bytes_do_not_depend_on_the_folder_nor_on_a_round_trip(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The reward model: pooling worked by hand, scores independent of batching, files that give the same model back."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_an_ensemble_is_its_members_and_cautious_where_they_disagree(tmp_path: P
     assert scores.shape == (3, len(PROMPTS))
     assert scores[2].tolist() == score(members[2], PROMPTS, ANSWERS, 4, "float32")
     assert (scores.std(0) > 0).all()
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """The same shapes, but two tokens have changed places: the scores would be nonsense, silently."""
+    save_reward(new_reward(small.model_folder(tmp_path / "sft"), "mean"), tmp_path / "reward")
+    load_reward(tmp_path / "reward", tmp_path / "sft")
+    file = small.model_folder(tmp_path / "other") / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match="another tokenizer"):
+        load_reward(tmp_path / "reward", tmp_path / "other")
 
 
 def test_a_missing_reward_model_is_named(tmp_path: Path) -> None:

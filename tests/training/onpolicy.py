@@ -63,9 +63,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Poison:
-    """CountReward, but an answer to one of ``prompts`` scores NaN: a batch that is bad whenever it is met."""
+    """CountReward, but an answer to one of ``prompts`` scores ``value``: a batch that is bad whenever it is met."""
 
     prompts: tuple[tuple[int, ...], ...]
+    value: float = float("nan")
 
     def open(self, tokenizer: Any, device: str) -> Any:
         """Nothing to load; the probe before training sees no answer worth poisoning."""
@@ -75,7 +76,7 @@ class Poison:
             found = honest(prompts, answers, ended)
             if len(prompts) == 1:
                 return found
-            return [float("nan") if tuple(p) in self.prompts else s for p, s in zip(prompts, found, strict=True)]
+            return [self.value if tuple(p) in self.prompts else s for p, s in zip(prompts, found, strict=True)]
 
         return scores
 

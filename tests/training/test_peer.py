@@ -19,10 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pipelines.algorithms.advantages import gae
 from pipelines.config import Generation, Ppo
 from pipelines.models.generation import Answers
-from pipelines.training import rollout as rollouts
 from pipelines.training.learner import Learner
 from pipelines.training.rewards import OpenTerm
-from pipelines.training.rollout import Rollout, advantages_of, final_scores, roll_out, score
+from pipelines.training.rollout import Normaliser, Rollout, advantages_of, final_scores, roll_out, score
 from pipelines.training.update import update
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-6}
@@ -78,16 +77,15 @@ def learner_of(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> Learn
 
 @pytest.fixture
 def ours(
-    recorded: tuple[dict[str, torch.Tensor], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    recorded: tuple[dict[str, torch.Tensor], dict[str, Any]], request: pytest.FixtureRequest
 ) -> tuple[Learner, Rollout, dict[str, torch.Tensor]]:
     """Our rollout of the recorded answers, scored with the recorded scores, and TRL's results for the same."""
     tensors, facts = recorded
     answers = facts["answers"][request.param]
     ended = [answer[-1] == facts["shape"]["eos_token_id"] for answer in answers]
-    monkeypatch.setattr(rollouts, "sample", lambda *_, **__: Answers(answers, [], ended))
     learner = learner_of(tensors, facts)
     theirs = part(tensors, f"{request.param}.")
-    done = roll_out(learner, facts["prompts"], 0, (1, 0), seed=0, step=1)
+    done = roll_out(learner, facts["prompts"], 0, lambda *_: Answers(answers, [], ended), seed=0, step=1)
     raw = theirs["scores"].tolist()
     score(done, [OpenTerm("recorded", 1.0, lambda *_: raw)])
     return learner, done, theirs
@@ -99,7 +97,7 @@ def test_a_step_is_the_peers(ours: tuple[Learner, Rollout, dict[str, torch.Tenso
     rows = len(done.answers)
     for mine, name in ((done.logprobs, "logprobs"), (done.reference, "ref_logprobs"), (done.values, "values")):
         torch.testing.assert_close(mine, theirs[name], **CLOSE)
-    scores = final_scores(done, learner.params, rollouts.Normaliser())
+    scores = final_scores(done, learner.params, Normaliser())
     advantages, returns = advantages_of(done, scores, learner.params, learner.params.beta)
     torch.testing.assert_close(advantages, theirs["advantages"], **CLOSE)
     torch.testing.assert_close(returns, theirs["returns"], **CLOSE)
@@ -120,7 +118,7 @@ def test_where_answers_end_early_only_the_scores_place_differs(ours: tuple[Learn
     learner, done, theirs = ours
     settings, lengths = learner.params, done.mask.long().sum(1)
     longest = done.mask.shape[1]
-    scores = final_scores(done, settings, rollouts.Normaliser())
+    scores = final_scores(done, settings, Normaliser())
     kl = -settings.beta * (done.logprobs - done.reference) * done.mask
     last, behind = (torch.nn.functional.one_hot(place, longest) for place in (lengths - 1, lengths.clamp(max=longest - 1)))
     assert (lengths < longest).sum() == 3

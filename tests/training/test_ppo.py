@@ -12,18 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.config import Judge
 from pipelines.context import Worker, seed_for
 from pipelines.errors import ConfigurationError, DataError
 from pipelines.journal import Journal
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.policy import pack
 from pipelines.models.reward import new_reward, save_reward
+from pipelines.training.engines import open_engine
 from pipelines.training.learner import learning_rate, make_learner
 from pipelines.training.ppo import my_prompts, train
-from pipelines.training.rewards import LearnedReward
-from pipelines.training.rollout import Normaliser
+from pipelines.training.rewards import JudgeReward, LearnedReward, OpenTerm
+from pipelines.training.rollout import Normaliser, Rollout, advantages_of, final_scores, objectives, roll_out, score
+from pipelines.training.update import update
 from tests.training import onpolicy
-from tests.training.onpolicy import alone, job, params, weights
+from tests.training.onpolicy import CountReward, alone, job, params, weights
 
 NAMES = {
     "objective/kl",
@@ -234,6 +237,77 @@ def test_running_moments_are_those_of_all_scores() -> None:
     torch.testing.assert_close(normaliser.applied(torch.tensor([4.0, 14.0])), torch.tensor([0.0, 10.0**0.5]))
 
 
+def rolled(lengths: list[int], scores: list[float], ended: list[bool], **parts: torch.Tensor) -> Rollout:
+    """A rollout of answers of some lengths, 0 where ``parts`` say nothing."""
+    mask = torch.tensor([[float(place < length) for place in range(max(lengths))] for length in lengths])
+    zeros = {name: torch.zeros_like(mask) for name in ("logprobs", "sampled", "reference", "values", "entropies")}
+    answers = [[2] * length for length in lengths]
+    return Rollout(0, [[3]] * len(lengths), answers, ended, mask, **(zeros | parts), scores=torch.tensor(scores), terms={})
+
+
+def test_final_scores_by_hand() -> None:
+    """Clipped at 10: 1, 3, 10; 0.1 a token off for 2, 3, 1 tokens: 0.8, 2.7, 9.9; 0.5 off where no EOS came: 0.8, 2.2, 9.9."""
+    settings = params(normalise_scores="none", length_penalty=0.1, missing_eos_penalty=0.5, score_clip=10.0)
+    rollout = rolled([2, 3, 1], [1.0, 3.0, 200.0], [True, False, True])
+    torch.testing.assert_close(final_scores(rollout, settings, Normaliser()), torch.tensor([0.8, 2.2, 9.9]))
+
+
+def test_scores_are_normalised_by_the_first_step_or_by_all_so_far() -> None:
+    """1 and 3: mean 2, deviation 1: -1, 1. Then 5 and 7: 3 and 5 by the first step's; by all four, mean 4, variance 5: 1 and 3
+    over its root."""
+    for kind, expected in (("reference", [3.0, 5.0]), ("running", [1 / 5**0.5, 3 / 5**0.5])):
+        settings, normaliser = params(normalise_scores=kind, missing_eos_penalty=0.0), Normaliser()
+        first = final_scores(rolled([1, 1], [1.0, 3.0], [True, True]), settings, normaliser)
+        torch.testing.assert_close(first, torch.tensor([-1.0, 1.0]))
+        second = final_scores(rolled([1, 1], [5.0, 7.0], [True, True]), settings, normaliser)
+        torch.testing.assert_close(second, torch.tensor(expected))
+
+
+def test_figures_by_hand() -> None:
+    """Two answers of two tokens and one; log-ratios ln 2, 0 and -ln 2, beta 0.1.
+
+    KL in nats a sequence: k1 (ln 2 + 0 - ln 2) / 2 = 0; k2 (ln 2)^2 / 2; k3 ((ln 2 - 1/2) + (1 - ln 2)) / 2 = 1/4.
+    Entropy in nats a token: (1 + 2 + 3) / 3 = 2. Scores 1 and 3, rewarded 0.5 and 2.5.
+    """
+    half = torch.tensor(2.0).log().item()
+    parts = {"logprobs": torch.tensor([[half, 0.0], [-half, 9.0]]), "entropies": torch.tensor([[1.0, 2.0], [3.0, 9.0]])}
+    figures = objectives(rolled([2, 1], [1.0, 3.0], [True, False], **parts), torch.tensor([0.5, 2.5]), 0.1)
+    expected = {
+        "objective/kl": 0.0,
+        "objective/kl_k2": half**2 / 2,
+        "objective/kl_k3": 0.25,
+        "objective/scores": 2.0,
+        "objective/non_score_reward": 0.0,
+        "objective/rlhf_reward": 1.5,
+        "objective/entropy": 2.0,
+        "tokens/response_length": 1.5,
+        "tokens/eos_rate": 0.5,
+    }
+    assert figures == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_optimiser_step_by_hand(sft: Path) -> None:
+    """Adam's first step moves a weight by -lr g / (|g| + eps), eps 1e-5, where g is the gradient clipped to the norm asked for.
+
+    Clipped to a norm of 1e-4 most entries are near eps: with Adam's usual 1e-8 the move would be another. The value head is
+    zero at first, and so are all values.
+    """
+    settings = params(batch_size=7, mini_batch_size=7, ppo_epochs=1, max_grad_norm=1e-4, learning_rate=0.5)
+    learner, tokenizer = make_learner(load_causal_lm(sft), settings, 0), load_tokenizer(sft)
+    rollout = roll_out(learner, onpolicy.PROMPTS, 0, open_engine(settings, sft, tokenizer, 5, "cpu"), 0, 1)
+    assert not rollout.values.any()
+    score(rollout, [OpenTerm("count", 1.0, CountReward().open(tokenizer, "cpu"))])
+    advantages, returns = advantages_of(rollout, final_scores(rollout, settings, Normaliser()), settings, 0.1)
+    before = {name: p.detach().clone() for name, p in learner.named().items()}
+    figures = update(learner, rollout, advantages, returns, 7, 0, 1)
+    gradients = {name: p.grad for name, p in learner.named().items()}
+    assert figures["grad_norm"] > 0.01
+    assert torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt() == pytest.approx(1e-4, rel=1e-3)
+    for name, parameter in learner.named().items():
+        expected = before[name] - 0.5 * gradients[name] / (gradients[name].abs() + 1e-5)
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_a_prompt_that_is_too_long_is_named_before_training(sft: Path, tmp_path: Path) -> None:
     """The context has 32 tokens, an answer 6; the prompt would only come in a later step."""
     long = job(sft, tmp_path, prompts=[[4]] * 60 + [[5] * 27])
@@ -259,6 +333,30 @@ class Returns:
 def test_a_reward_of_the_wrong_shape_is_refused_before_training(sft: Path, tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         alone(job(sft, tmp_path, reward=Returns(value)))
+    assert not (tmp_path / "scratch").exists()
+
+
+def broken(prompts: list[str], answers: list[str]) -> list[float]:
+    """A rule that cannot be computed."""
+    return [1.0 / len(prompts[:0]) for _ in answers]
+
+
+def test_a_reward_that_raises_is_refused_before_training(sft: Path, tmp_path: Path) -> None:
+    rule = JudgeReward(Judge(kind="callable", callable="tests.training.test_ppo:broken"))
+    with pytest.raises(DataError, match="broken: raised ZeroDivisionError"):
+        alone(job(sft, tmp_path, reward=rule))
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("critic", ["shared", "reward"])
+def test_a_reward_model_of_another_tokenizer_is_refused_before_training(sft: Path, tmp_path: Path, critic: str) -> None:
+    other = onpolicy.make_folder(tmp_path / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"w10": 10', '"said": 10'), encoding="utf-8")
+    save_reward(new_reward(other, "mean"), tmp_path / "reward")
+    source = LearnedReward(tmp_path / "reward", sft, 8, "float32")
+    with pytest.raises(DataError, match="trained with another tokenizer"):
+        alone(job(sft, tmp_path, params(critic=critic), source))
     assert not (tmp_path / "scratch").exists()
 
 

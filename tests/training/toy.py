@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
-from pipelines.config import Generation, Ppo
+from pipelines.config import Dpo, Generation, Ppo
 from pipelines.context import Worker
+from pipelines.data.schemas import PAIRS
+from pipelines.data.tables import write_table
 from pipelines.journal import Journal
 from pipelines.models.generation import response_logprobs
 from pipelines.models.loading import load_causal_lm, save_model
+from pipelines.training import dpo
 from pipelines.training.ppo import Job, train
 from pipelines.training.rewards import Term
 
@@ -154,6 +158,60 @@ METHODS: dict[str, dict[str, Any]] = {
     "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 128},
     "reinforce": {"estimator": "reinforce", "ppo_epochs": 1},
 }
+
+
+def bradley_terry_wins(reference: torch.Tensor, pairs: int, least: int) -> torch.Tensor:
+    """How often sequence i beats j, [64, 64]: each pair as often as pi_ref draws it among ``pairs``, but ``least`` times.
+
+    Labels are P(i beats j) = sigmoid(r_i - r_j) of a pair's draws, rounded so that each sequence's number of wins comes out as
+    expected. Those 64 numbers are all that the maximum likelihood of Bradley and Terry depends on, so it is at r; labels
+    drawn at random put it elsewhere (docs/ppo.md).
+    """
+    r = rewards_table()
+    draws = (2.0 * pairs * reference[:, None] * reference[None, :]).round().clamp(min=least)
+    expected = draws * torch.sigmoid(r[:, None] - r[None, :])
+    wins, excess = torch.zeros_like(expected), torch.zeros_like(r)
+    for i, j in sorted(combinations(range(len(r)), 2), key=lambda pair: -float(draws[pair])):
+        low, wanted = expected[i, j].floor(), expected[i, j]
+        wins[i, j] = min((low, low + 1), key=lambda n: (excess[i] + n - wanted) ** 2 + (excess[j] - n + wanted) ** 2)
+        wins[j, i] = draws[i, j] - wins[i, j]
+        excess[i] += wins[i, j] - wanted
+        excess[j] -= wins[i, j] - wanted
+    return wins
+
+
+def write_pairs(wins: torch.Tensor, folder: Path) -> Path:
+    """The table of pairs that DPO reads: row (i, j) as often as i beats j, shuffled; some again for the held-out figures."""
+    texts = [" ".join(map(str, sequence)) for sequence in SEQUENCES]
+    rows = [(texts[i], texts[j]) for i, j in wins.nonzero().tolist() for _ in range(int(wins[i, j]))]
+    frame = pd.DataFrame(rows, columns=["chosen", "rejected"]).sample(frac=1.0, random_state=13, ignore_index=True)
+    frame = pd.concat([frame.assign(split="train"), frame.head(64).assign(split="validation")], ignore_index=True)
+    frame["id"] = [f"p{number}" for number in range(len(frame))]
+    same = {"prompt_id": "q", "prompt": "0", "judge": "table", "group": "toy", "margin": float("nan"), "source": "judge"}
+    frame = frame.assign(**same, chosen_ended=False, rejected_ended=False)
+    required = [name for name, column in PAIRS.columns.items() if column.required]
+    write_table(frame[required], folder / "pairs.parquet", PAIRS)
+    return folder / "pairs.parquet"
+
+
+def run_dpo(reference: Path, pairs: Path, out: Path, beta: float, seed: int, **changes: Any) -> torch.Tensor:
+    """Train on pairs with the very function that the policy stage runs; the policy's probabilities [64]."""
+    common = {
+        "method": "dpo",
+        "adapter": "none",
+        "precision": "float32",
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.05,
+        "lr_scheduler_type": "cosine",
+        "beta": beta,
+        "batch_size": 512,
+        "micro_batch_size": 512,
+        "num_train_epochs": 12,
+        "save_steps": 10_000,
+    }
+    job = dpo.Job(reference, pairs, out / "out", out / "scratch", Dpo(**{**common, **changes}), seed)
+    dpo.train(job, Worker(0, 1, "cpu", Journal(None)))
+    return distribution(out / "out" / "model")
 
 
 def run(reference: Path, out: Path, settings: Ppo, seed: int) -> torch.Tensor:
