@@ -16,6 +16,14 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def all_max(tensor: torch.Tensor) -> torch.Tensor:
+    """The largest of ``tensor`` over all workers, element by element (the tensor itself with one worker)."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every gradient by its sum over all workers, through one flat buffer; absent ones count as 0."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -20,9 +20,11 @@ from pipelines.training.distributed import barrier, share
 from pipelines.training.learner import learning_rate
 from pipelines.training.results import write_results
 from pipelines.training.rewards import Row
-from pipelines.training.rollout import NonFinite, advantages_of, final_scores, objectives, roll_out, score
+from pipelines.training.rollout import NonFinite, Spike, advantages_of, final_scores, objectives, roll_out, score
 from pipelines.training.run import Job, Run, begin, keep, note_rollout, recovered
+from pipelines.training.spread import judged, spread
 from pipelines.training.update import update
+from pipelines.training.watch import limit_of, skipped, watched
 
 __all__ = ["Job", "train"]
 
@@ -30,16 +32,21 @@ __all__ = ["Job", "train"]
 def train(job: Job, worker: Worker) -> None:
     """Train a policy on ``job.prompts``; rank 0 writes model, adapter, history and metrics below ``job.out``."""
     run = begin(job, worker)
-    while run.progress.step < job.params.steps:
+    while run.progress.step < job.params.steps and not run.progress.finished:
         step = run.progress.step + 1
-        if step not in run.progress.left_out:
+        if step not in run.progress.leave_out:
             try:
                 one_step(run, step)
             except NonFinite as fault:
                 run = recovered(run, step, fault)
                 continue
+            except Spike as fault:
+                run = skipped(run, step, fault)
+                continue
         run.progress.step = step
-        keep(run)
+        run = watched(run, step)
+        if run.progress.step == step:
+            keep(run)
     if worker.rank == 0:
         write_results(job, run.learner, run.tokenizer, run.progress)
     barrier()
@@ -48,7 +55,7 @@ def train(job: Job, worker: Worker) -> None:
 def one_step(run: Run, step: int) -> None:
     """Roll out, score, advantages, update, log: one batch of prompts from sampling to a row of the history."""
     job, learner, progress, timings = run.job, run.learner, run.progress, dict[str, float]()
-    rate = learning_rate(job.params, step)
+    rate = learning_rate(job.params, step) * progress.rate_scale
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
 
@@ -66,15 +73,18 @@ def one_step(run: Run, step: int) -> None:
 
     # 3. advantages
     advantages_BT, returns_BT = advantages_of(rollout, scores_B, job.params, progress.beta)
-    row = {"step": float(step)} | objectives(rollout, scores_B, progress.beta)
+    row = {"step": float(step)} | objectives(rollout, scores_B, progress.beta) | spread(rollout)
+    if run.held_out is not None:
+        row |= judged(torch.tensor(run.held_out.score(rollout.prompts, rollout.answers, rollout.ended)))
 
     # 4. update
     answers = job.params.batch_size * job.params.samples_per_prompt
     with timed(timings, "seconds/update"):
-        row |= update(learner, rollout, advantages_BT, returns_BT, answers, job.seed, step)
+        row |= update(learner, rollout, advantages_BT, returns_BT, answers, job.seed, step, limit_of(run))
 
     # 5. log, and set the price of KL and what it is measured to for the next step
     row |= {"beta": progress.beta, "learning_rate": rate, "skipped": float(len(progress.left_out))}
+    row["diagnosis/actions"] = float(len(progress.actions))
     progress.history.append(row)
     if job.params.kl_target:
         kl, target, horizon = row["objective/kl"], job.params.kl_target, job.params.kl_horizon

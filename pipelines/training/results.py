@@ -30,7 +30,10 @@ def write_results(job: Job, learner: Learner, tokenizer: Any, progress: Progress
         with whole_file(job.plot) as partial:
             frame.to_csv(partial, index=False, lineterminator="\n")
     recent = frame.drop(columns="step").tail(LAST).mean().to_dict()
-    write_json(job.out / "metrics.json", recent | {"steps": len(frame), "skipped": len(progress.left_out)})
+    counts = {"steps": len(frame), "skipped": len(progress.left_out), "actions": len(progress.actions)}
+    write_json(job.out / "metrics.json", recent | counts)
+    if progress.actions:
+        write_json(job.out / "actions.json", progress.actions)
     if (job.scratch / "snapshots").exists():
         shutil.copytree(job.scratch / "snapshots", job.out / "snapshots", dirs_exist_ok=True)
     model = learner.policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Job:
     out: Path
     scratch: Path
     plot: Path | None = None
+    held_out: Term | None = None
+    """A judge that only watches."""
 
 
 @dataclass
@@ -51,6 +54,17 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
     """Steps whose batch met a number that is not finite, in the order in which it happened."""
+    rate_scale: float = 1.0
+    """What the learning rate is multiplied by: less than 1 after an action of the detectors."""
+    actions: list[dict[str, Any]] = field(default_factory=list)
+    """What the detectors have done: ``step``, ``detector``, ``action``."""
+    finished: bool = False
+    """A detector has ended the run before its last step."""
+
+    @property
+    def leave_out(self) -> set[int]:
+        """Steps whose batch is not trained on."""
+        return {*self.left_out, *(one["step"] for one in self.actions if one["action"] == "skip")}
 
 
 @dataclass
@@ -63,10 +77,11 @@ class Run:
     learner: Learner
     rewards: list[OpenTerm]
     progress: Progress
+    held_out: OpenTerm | None = None
 
 
-def begin(job: Job, worker: Worker) -> Run:
-    """Load the models and the reward, and go on from the newest checkpoint if there is one."""
+def begin(job: Job, worker: Worker, before: float = math.inf) -> Run:
+    """Load the models and the reward, and go on from the newest checkpoint (of a step below ``before``) if there is one."""
     tell_if_slow(job.params.precision, worker, job.params.steps)
     tokenizer = load_tokenizer(job.sft)
     critic = _critic(job, worker.device)
@@ -75,17 +90,18 @@ def begin(job: Job, worker: Worker) -> Run:
     check_prompts(model, job.prompts, job.params.generation)  # all of them now, not each in its step
     learner = make_learner(model, job.params, seed, critic)
     rewards = open_terms(job.rewards, tokenizer, worker.device)
-    for term in rewards:  # a reward that raises or returns something else does so before training
+    watching = open_terms([job.held_out] if job.held_out else [], tokenizer, worker.device)
+    for term in [*rewards, *watching]:  # a reward that raises or returns something else does so before training
         term.score(job.prompts[:1], [[tokenizer.eos_token_id]], [True])
     progress = Progress(beta=job.params.beta)
-    found = checkpoints.newest(folder(job), warn=lambda note: worker.journal.log(0, job.params.steps, note=note))
+    found = checkpoints.newest(folder(job), lambda note: worker.journal.log(0, job.params.steps, note=note), before)
     if found is not None:
         step, states = found
         learner.restore(**states["learner"])
         kept = states["progress"]
-        progress = Progress(step, kept["beta"], Normaliser(**kept["normaliser"]), kept["history"], kept["left_out"])
+        progress = Progress(**(kept | {"step": step, "normaliser": Normaliser(**kept["normaliser"])}))
         torch.set_rng_state(states["random"])
-    return Run(job, worker, tokenizer, learner, rewards, progress)
+    return Run(job, worker, tokenizer, learner, rewards, progress, watching[0] if watching else None)
 
 
 def _critic(job: Job, device: str) -> RewardModel | None:
@@ -106,12 +122,17 @@ def keep(run: Run) -> None:
         if job.params.snapshot_every and step % job.params.snapshot_every == 0:
             snapshot(job.scratch, step, run.learner)
         if due:
-            progress = {name: value for name, value in vars(run.progress).items() if name != "step"}
-            progress["normaliser"] = vars(run.progress.normaliser)
-            states = {"learner": run.learner.state(), "progress": progress, "random": torch.get_rng_state()}
-            checkpoints.save(folder(job), step, states)
+            save(run)
     if due:
         barrier()
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint of the run as it is."""
+    progress = {name: value for name, value in vars(run.progress).items() if name != "step"}
+    progress["normaliser"] = vars(run.progress.normaliser)
+    states = {"learner": run.learner.state(), "progress": progress, "random": torch.get_rng_state()}
+    checkpoints.save(folder(run.job), run.progress.step, states)
 
 
 def note_rollout(run: Run, step: int) -> None:
@@ -136,10 +157,13 @@ def recovered(run: Run, step: int, fault: NonFinite) -> Run:
             f"training stopped at {where}, the third batch within {INCIDENT_WINDOW} steps (steps {steps}); lower"
             " learning_rate or use precision float32, and check the reward on these prompts"
         )
+    actions = run.progress.actions
     if len(recent) == 2:
         run = begin(run.job, run.worker)
         where += f"; rolled back to step {run.progress.step}"
     run.progress.left_out = left_out
+    action = "roll_back" if len(recent) == 2 else "skip"
+    run.progress.actions = [*actions, {"step": step, "detector": "D1", "action": action}]
     run.worker.journal.log(step, run.job.params.steps, note=f"{where}; its batch is left out")
     return run
 
