@@ -18,11 +18,16 @@ QUIET = {
 
 
 def main() -> int:
-    """Run the stage that the command line names; ``generate`` tries a model and ``data`` looks at data instead."""
+    """Run the stage that the command line names; ``generate`` tries a model, ``data`` and ``doctor`` look instead."""
     if sys.argv[1:2] == ["data"]:
         from pipelines import dataset
 
         return dataset.main(sys.argv[2:], Path.cwd())
+    if sys.argv[1:2] == ["doctor"]:
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        from pipelines import doctor
+
+        return doctor.main(sys.argv[2:], Path.cwd())
     if sys.argv[1:2] == ["generate"]:
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         from pipelines import generate

@@ -164,10 +164,9 @@ def _known(name: str, params: config.Params) -> Any:
 def _settings_of(name: str, params: config.Params) -> dict[str, Any]:
     """The section of params.yaml that a training stage goes by, defaults filled in; empty for the others."""
     kind, _, policy = name.partition("@")
-    sections: dict[str, Section] = {"sft": params.sft, "reward": params.reward} | (
-        {"policy": params.policies[policy]} if policy else {}
-    )
-    return sections[kind].model_dump() if kind in sections else {}
+    if kind == "policy":
+        return params.policies[policy].model_dump()
+    return {"sft": params.sft, "reward": params.reward}[kind].model_dump() if kind in ("sft", "reward") else {}
 
 
 def _source_of(params: config.Params) -> str:

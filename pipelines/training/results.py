@@ -43,6 +43,13 @@ def write_results(job: Job, learner: Learner, tokenizer: Any, progress: Progress
     save_model(model, tokenizer, job.out / "model")
 
 
+def drop_snapshots(scratch: Path, step: int) -> None:
+    """Remove the snapshots of ``step`` and later: the run was rolled back behind them."""
+    for place in (scratch / "snapshots").glob("step-*"):
+        if int(place.name[5:]) >= step:
+            shutil.rmtree(place)
+
+
 def snapshot(scratch: Path, step: int, learner: Learner) -> None:
     """Keep the policy as it is after ``step``: its adapter, or all weights where there is none."""
     place = scratch / "snapshots" / f"step-{step:06d}"

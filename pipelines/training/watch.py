@@ -18,6 +18,7 @@ from pipelines.diagnosis.live import recent
 from pipelines.errors import PrefloopError
 from pipelines.training import checkpoints
 from pipelines.training.distributed import barrier
+from pipelines.training.results import drop_snapshots
 from pipelines.training.rollout import Spike
 from pipelines.training.run import Run, begin, folder, save
 
@@ -92,6 +93,7 @@ def _rolled_back(run: Run, step: int, finding: Finding, why: str) -> Run:
     )
     if run.worker.rank == 0:
         checkpoints.drop_from(folder(run.job), run.progress.step + 1)
+        drop_snapshots(run.job.scratch, run.progress.step + 1)
         if run.progress.step:
             save(run)
     barrier()
