@@ -15,7 +15,8 @@ EVERY: tuple[Method, ...] = ("on_policy", "offline", "reward", "sft")
 
 @dataclass(frozen=True)
 class Detector:
-    """A row of the table. ``window``: steps before it can fire at all, its warm-up included; ``limit`` with its origin."""
+    """A row of the table. ``window``: steps that its rule looks at; ``warmup``: steps at the start that it leaves out;
+    ``limit`` with its origin."""
 
     id: str
     signal: str
@@ -25,6 +26,7 @@ class Detector:
     limit: str
     causes: tuple[str, ...]
     remedy: str
+    warmup: int = 0
 
 
 RATE = "the learning rate is too high"
@@ -34,10 +36,10 @@ DETECTORS: tuple[Detector, ...] = (
     Detector("D1", "numbers that are not finite", anyrun.non_finite, EVERY, 1, "one", (
         "the reward returned NaN or infinity for some prompts", RATE, "bf16 lost the numbers' range"),
         "look at the reward on the step's prompts; lower learning_rate; precision: float32"),
-    Detector("D2", "loss or gradient spike", anyrun.spike, EVERY, anyrun.SPIKE_LEAST,
-        "mean + 6 sd of the last 128 steps (OLMo-core), and twice the mean", (
+    Detector("D2", "loss or gradient spike", anyrun.spike, EVERY, 1,
+        "mean + 6 sd of the last 128 steps (OLMo-core), and 5 x the mean", (
         "a batch of outliers: very long answers, or scores far from the others", RATE, "max_grad_norm is too large"),
-        "look at the batch; lower max_grad_norm or learning_rate; set score_clip"),
+        "look at the batch; lower max_grad_norm or learning_rate; set score_clip", anyrun.SPIKE_LEAST),
     Detector("D3", "update KL", onpolicy.update_kl, ON_POLICY, 1, "1.5 x target 0.01 nats a token (Spinning Up)", (
         RATE, "too many epochs on the same answers", "scores are not normalised"),
         "lower learning_rate or ppo_epochs; set target_update_kl"),
@@ -85,11 +87,11 @@ DETECTORS: tuple[Detector, ...] = (
         "the reward is constant on these prompts: nothing can be learnt from them", "score_clip is too small",
         "every prompt is solved already"),
         "drop such prompts; raise score_clip; check that the reward reads the answer"),
-    Detector("D16", "value function", onpolicy.value_explosion, ON_POLICY, onpolicy.VALUE_WARMUP + 3,
+    Detector("D16", "value function", onpolicy.value_explosion, ON_POLICY, 3,
         "explained variance < 0 for 10, squared error > 5 return variances for 3; warm-up 20 steps", (
         "the critic's steps are too large (learning_rate, vf_coef)",
         "returns change faster than the critic learns: scores are not normalised", "the critic began far from the returns"),
-        "lower vf_coef or learning_rate; normalise_scores; critic_warmup_steps; critic: reward"),
+        "lower vf_coef or learning_rate; normalise_scores; critic_warmup_steps; critic: reward", onpolicy.VALUE_WARMUP),
     Detector("D17", "chosen answers become unlikely", preferences.displacement, ("offline",), preferences.SMOOTH,
         "0.5 nats a token, or 20 % of the reference's log-probability", (
         RATE, "chosen and rejected are nearly the same text: pushing one down pushes the other", "beta is too small"),
@@ -106,9 +108,9 @@ DETECTORS: tuple[Detector, ...] = (
     Detector("D20", "reward model's calibration", preferences.calibration, ("reward",), 1, "expected calibration error 0.1", (
         "over-confident: too many epochs or too high a learning rate", "the test pairs are labelled with another temperature"),
         "fewer epochs; divide the scores by a temperature fitted on validation pairs; PPO normalises scores anyway"),
-    Detector("D25", "stall", anyrun.stall, EVERY, anyrun.STALL_LEAST + anyrun.STALL_WINDOW, "3 x the median step, 3 steps", (
+    Detector("D25", "stall", anyrun.stall, EVERY, anyrun.STALL_WINDOW, "3 x the median step, 3 steps", (
         "another process takes the processor or the memory", "answers became much longer", "the disk is slow or full"),
-        "look at the machine and at tokens/response_length"),
+        "look at the machine and at tokens/response_length", anyrun.STALL_LEAST),
     Detector("D26", "a step that does not repeat itself", anyrun.unrepeatable, EVERY, 1, "equal numbers", (
         "a damaged state or memory", "another runtime than before: threads, workers, library versions",
         "nondeterministic operations"),

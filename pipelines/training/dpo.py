@@ -66,7 +66,9 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        _write(job, trainer, tokenizer, held_out, counts["train"] | {"train_pairs": len(rows["train"])})
+        tokens = sum(len(row["chosen_ids"]) for row in rows["train"]) / len(rows["train"])
+        figures = counts["train"] | {"train_pairs": len(rows["train"]), "chosen_tokens": tokens}
+        _write(job, trainer, tokenizer, held_out, figures)
 
 
 def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:
@@ -89,7 +91,7 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
     return trainer
 
 
-def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: dict[str, int]) -> None:
+def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: dict[str, float]) -> None:
     history = hf.write_history(trainer, job.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if is_adapted(model):
