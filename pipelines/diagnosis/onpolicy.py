@@ -13,6 +13,9 @@ from pipelines.diagnosis.windows import Flags, mean_of_last, often
 
 UPDATE_KL = 0.01
 KL_WARNING = 10.0
+SURPRISE = 0.02
+CUT_OFF = "answers come from another distribution: its tail was cut off (top_k, top_p) or its temperature is lower"
+FORCED = "answers come from another distribution: tokens were forced (min_new_tokens, a penalty) or its temperature is higher"
 SMOOTH = 3
 EVALUATIONS = 3
 WRONG_WAY = "the reward points the wrong way (a wrong sign, or swapped labels): the judge fell from the start"
@@ -61,14 +64,25 @@ def reference_kl(record: Record) -> list[Hit]:
     return hits
 
 
-def negative_kl(record: Record) -> list[Hit]:
-    """D5. The mean of log pi - log pi_ref over the policy's own answers cannot be negative: below 0 by 2 SE in 3 of 5 steps."""
+def other_distribution(record: Record) -> list[Hit]:
+    """D5. What only answers from another distribution can show, in 3 of 5 steps: a negative KL (by 2 SE), or sampled tokens that
+    are likelier or less likely than the entropy of the policy says (by 4 SE, and by 0.02 nats a token)."""
+    hits = []
     found = record.series("objective/kl", "objective/kl_se")
-    if found is None:
-        return []
-    steps, (kl, se) = found
-    flags = often(kl + 2.0 * se < -1e-4, 3, 5)
-    return [_hit(steps, kl, i, -2.0 * float(se[i]), True, "KL to the reference", action="stop") for i in np.flatnonzero(flags)]
+    if found is not None:
+        steps, (kl, se) = found
+        flags = often(kl + 2.0 * se < -1e-4, 3, 5)
+        what = "KL to the reference"
+        hits += [_hit(steps, kl, i, -2.0 * float(se[i]), True, what, action="stop") for i in np.flatnonzero(flags)]
+    found = record.series("policy/surprise", "policy/surprise_se")
+    if found is not None:
+        steps, (gap, se) = found
+        limits = np.maximum(4.0 * se, SURPRISE)
+        for i in np.flatnonzero(often(np.abs(gap) > limits, 3, 5)):
+            cause = CUT_OFF if gap[i] < 0.0 else FORCED
+            what = "surprise of the sampled tokens less the policy's entropy (nats a token)"
+            hits.append(_hit(steps, gap, i, float(np.sign(gap[i]) * limits[i]), True, what, cause, "stop"))
+    return sorted(hits, key=lambda hit: hit.step)
 
 
 def ratio(record: Record) -> list[Hit]:

@@ -47,7 +47,8 @@ DETECTORS: tuple[Detector, ...] = (
         "10 nats a sequence (TRL); 2 x kl_target for 3 of 5; 5 x kl_target", (
         "beta is too small for the size of the rewards", RATE, HACKED),
         "raise beta or set kl_target; lower learning_rate; read answers of the last steps"),
-    Detector("D5", "negative KL", onpolicy.negative_kl, ON_POLICY, 3, "0, by 2 SE, in 3 of 5 (TRL)", (
+    Detector("D5", "answers of another distribution", onpolicy.other_distribution, ON_POLICY, 3,
+        "KL < 0 by 2 SE (TRL), tokens' surprise off their entropy by 4 SE; in 3 of 5", (
         "answers come from another distribution than the one that is scored: top_k, top_p, repetition_penalty or min_new_tokens",
         "sampling and scoring differ in temperature or precision", "padding or EOS tokens are scored as part of the answer"),
         "sample with top_k 0, top_p 1, one temperature in all passes; compare log-probabilities of sampling and of one pass"),
@@ -97,7 +98,7 @@ DETECTORS: tuple[Detector, ...] = (
         RATE, "chosen and rejected are nearly the same text: pushing one down pushes the other", "beta is too small"),
         "lower learning_rate; pairs_per_prompt: 1 (the most decisive); raise beta"),
     Detector("D18", "dead preference run", preferences.dead_run, ("offline", "reward"), preferences.DEAD,
-        "loss ln 2 within 1e-4 and gradient < 1e-8 for 20 steps", (
+        "loss ln 2 within 1e-4 and gradient < 1e-5 for 20 steps", (
         "chosen and rejected are the same", "nothing is trained: the adapter is frozen or learning_rate is 0"),
         "compare the two columns of the pairs; check which weights are trained"),
     Detector("D19", "labels flipped, or learnt by heart", preferences.overfit_or_flipped, ("reward",), 1,

@@ -12,11 +12,18 @@ from pipelines.training.rollout import Rollout
 
 def spread(rollout: Rollout) -> dict[str, float]:
     """Over all workers: the KL's standard error (nats a sequence), how scores differ and follow length, repeated 3-grams,
-    and the disagreement of an ensemble as a share of the scores' standard deviation."""
+    and the disagreement of an ensemble as a share of the scores' standard deviation.
+
+    ``policy/surprise`` is the mean of -log pi(y_t) - H_t over tokens, in nats. Its expectation is 0, token by token, if and only
+    if the tokens are drawn from the distribution that is scored; the terms are uncorrelated, so its standard error is exact.
+    """
     kl_B = k1(log_ratio(rollout.logprobs, rollout.reference) * rollout.mask).sum(1)
     lengths_B = rollout.mask.sum(1).double()
     ones_B = torch.ones(len(rollout.answers))
     rows = all_sum(ones_B.sum().double()).item()
+    surprise_BT = -rollout.logprobs - rollout.entropies
+    surprise, surprise_variance = masked_moments(surprise_BT, rollout.mask, all_sum)
+    tokens = all_sum(rollout.mask.sum().double()).item()
     _, kl_variance = masked_moments(kl_B, ones_B, all_sum)
     score_mean, score_variance = masked_moments(rollout.scores, ones_B, all_sum)
     length_mean, length_variance = masked_moments(lengths_B, ones_B, all_sum)
@@ -36,6 +43,8 @@ def spread(rollout: Rollout) -> dict[str, float]:
         "objective/scores_at_max": at_max / rows,
         "objective/length_correlation": covariance / both if both > 1e-12 else 0.0,
         "objective/length_slope": covariance / length_variance if length_variance > 1e-12 else 0.0,
+        "policy/surprise": surprise,
+        "policy/surprise_se": (surprise_variance / tokens) ** 0.5,
         "tokens/repetition": repeated / grams if grams else 0.0,
     }
     if len(rollout.deviations):

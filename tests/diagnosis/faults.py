@@ -35,7 +35,7 @@ from pipelines.training.rewards import LearnedReward, Term
 from tests import small
 from tests.training import helpers, onpolicy
 
-STEPS = 60
+STEPS = 50
 CLEAN: dict[str, Any] = {
     "steps": STEPS,
     "adapter": "none",
@@ -121,7 +121,7 @@ def half(answer: Sequence[int]) -> float:
 
 def passed(answer: Sequence[int]) -> float:
     """A reward that is either 0 or 1."""
-    return float(kind(answer) > 0.5)
+    return float(kind(answer) > 0.95)
 
 
 def nan(answer: Sequence[int]) -> float:
@@ -270,7 +270,7 @@ def reward_model(place: Path, seed: int = 5, flipped: float = 0.0, **changes: An
     sft = small.model_folder(place / "sft")
     pairs = table_of_pairs(place, (96, 32, 64), flipped)
     plain = {"adapter": "none", "precision": "float32", "layers": 1, "batch_size": 8, "micro_batch_size": 8,
-             "learning_rate": 1e-3, "num_train_epochs": 4}  # fmt: skip
+             "learning_rate": 5e-3, "num_train_epochs": 4}  # fmt: skip
     training = config.Reward(**(plain | changes))
     journal = place / "journal.jsonl"
     reward.train(reward.Job(sft, pairs, place / "out", place / "scratch", training, seed), helpers.worker(journal))
@@ -327,17 +327,18 @@ class Case:
 
 
 def first(history: pd.DataFrame, flags: Any) -> int:
-    """The first step at which a flag is set; raises IndexError where it never is."""
-    return int(history["step"].to_numpy()[np.flatnonzero(np.asarray(flags))[0]])
+    """The second of the first two steps in a row at which a flag is set (one alone is noise); IndexError where there are none."""
+    lasting = np.asarray(flags)
+    return int(history["step"].to_numpy()[1:][lasting[1:] & lasting[:-1]][0])
 
 
 def above(column: str, limit: float) -> Onset:
-    """The first step at which a column is above a limit."""
+    """When a column is above a limit."""
     return lambda history: first(history, history[column] > limit)
 
 
 def below_start(column: str, share: float) -> Onset:
-    """The first step at which a column is below a share of its first value."""
+    """When a column is below a share of its first value."""
     return lambda history: first(history, history[column] < share * history[column].iloc[0])
 
 
@@ -354,11 +355,6 @@ def start(column: pd.Series, steps: int = 3) -> float:
 def ratio_off(history: pd.DataFrame) -> int:
     """D6: the mean ratio outside 0.9 to 1.1."""
     return first(history, (history["policy/ratio"] - 1.0).abs() > 0.1)
-
-
-def kl_below_0(history: pd.DataFrame) -> int:
-    """D5: below 0 by two standard errors."""
-    return first(history, history["objective/kl"] + 2.0 * history["objective/kl_se"] < -1e-4)
 
 
 def too_long(history: pd.DataFrame) -> int:
@@ -399,14 +395,11 @@ def value_off(history: pd.DataFrame) -> int:
 
 def displaced(history: pd.DataFrame) -> int:
     """D17: a batch's chosen answers below 1.2 times their log-probability under the reference."""
-    moved = history["rewards/chosen"] / 0.1
+    moved = history["rewards/chosen"] / ALIKE["beta"]
     return first(history, moved < 0.2 * (history["logps/chosen"] - moved))
 
 
 FAST: dict[str, Any] = {"learning_rate": 3e-2}
-KL_ONLY: dict[str, Any] = {
-    "weight": 0.05, "beta": 1.0, "normalise_scores": "none", "missing_eos_penalty": 0.0, "learning_rate": 1e-3,
-}  # fmt: skip
 LONG: dict[str, Any] = {
     "score": Scored(counted), "generation": Generation(max_new_tokens=24, batch_size=64), "missing_eos_penalty": 0.0,
     "normalise_scores": "none", "learning_rate": 1e-3,
@@ -415,6 +408,7 @@ GREEDY: dict[str, Any] = {"score": Scored(sevens), "learning_rate": 5e-3}
 TOTAL: dict[str, Any] = {"score": Scored(total_worth)}
 ENDLESS: dict[str, Any] = {"score": Scored(mean_worth)}
 AGAIN: dict[str, Any] = {"score": Scored(repeats)}
+ALIKE: dict[str, Any] = {"alike": True, "beta": 0.02}
 LEARNT_BY_HEART: dict[str, Any] = {"num_train_epochs": 30, "learning_rate": 1e-2, "early_stopping_patience": 1000}
 
 CASES: tuple[Case, ...] = (
@@ -426,8 +420,8 @@ CASES: tuple[Case, ...] = (
          "learning rate x 1.3", partial(on_policy, learning_rate=4e-4), above("policy/approxkl", 0.015)),
     Case("D4", "beta 0", partial(on_policy, **TOTAL, beta=0.0, learning_rate=3e-3), "beta is 0",
          "beta 0.2", partial(on_policy, **TOTAL), above("objective/kl", 10.0)),
-    Case("D5", "top-k sampling, k = 6 of 12", partial(on_policy, top_k=6, **KL_ONLY), "answers come from another distribution",
-         "top-k sampling with k = the whole vocabulary", partial(on_policy, top_k=12, **KL_ONLY), kl_below_0),
+    Case("D5", "top-k sampling, k = 6 of 12", partial(on_policy, top_k=6), "answers come from another distribution",
+         "top-k sampling with k = the whole vocabulary", partial(on_policy, top_k=12), since(1)),
     Case("D6", "learning rate x 1,000", partial(on_policy, learning_rate=3e-1), "the learning rate is too high",
          "learning rate x 1.3", partial(on_policy, learning_rate=4e-4), ratio_off),
     Case("D7", "old log-probabilities at temperature 1.3", partial(on_policy, inject=partial(rollout_temperature, 1.3)),
@@ -450,11 +444,11 @@ CASES: tuple[Case, ...] = (
          "left what the reward models know", "the same with beta 0.5", partial(ensemble, beta=0.5), disagreeing),
     Case("D15", "a constant reward from step 10 on", partial(on_policy, score=Scored(kind, half, 10)), "the reward is constant",
          "a reward that is either 0 or 1", partial(on_policy, score=Scored(passed)), since(10)),
-    Case("D16", "the critic's steps x 1,000", partial(on_policy, inject=partial(critic_rate, 1000.0)),
+    Case("D16", "the critic's steps x 10,000", partial(on_policy, inject=partial(critic_rate, 1e4)),
          "the critic's steps are too large", "the critic's steps x 2", partial(on_policy, inject=partial(critic_rate, 2.0)),
          value_off),
-    Case("D17", "DPO on pairs that differ in one word, learning rate x 100", partial(pairwise, alike=True, learning_rate=1e-2),
-         "the learning rate is too high", "the same pairs, learning rate x 1", partial(pairwise, alike=True), displaced),
+    Case("D17", "DPO on pairs that differ in one word, learning rate x 100", partial(pairwise, **ALIKE, learning_rate=1e-2),
+         "the learning rate is too high", "the same pairs, learning rate x 1", partial(pairwise, **ALIKE), displaced),
     Case("D18", "chosen and rejected are the same", partial(pairwise, same=True), "chosen and rejected are the same",
          "chosen and rejected differ in one word", partial(pairwise, alike=True), since(1)),
     Case("D19", "every label flipped", partial(reward_model, flipped=1.0), "swapped",

@@ -29,6 +29,8 @@ def on_policy(steps: int = 40, **columns: Any) -> pd.DataFrame:
         "policy/clipfrac": 0.1,
         "policy/ratio": 1.0,
         "policy/first_ratio": 1.0,
+        "policy/surprise": 0.0,
+        "policy/surprise_se": 0.01,
         "loss/value": 0.2,
         "val/explained_variance": 0.5,
         "val/return_variance": 1.0,

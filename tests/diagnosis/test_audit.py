@@ -90,7 +90,7 @@ def spiked(**columns: Any) -> Record:
 
 def texts(best: str) -> pd.DataFrame:
     """100 answers; the five best-scored ones are ``best``."""
-    others = [f" well {n} my lord {n % 7}" for n in range(5, 100)]
+    others = [f" well my lord {n} {n % 7}" for n in range(5, 100)]
     rows = {"text": [f" {best} {n}" for n in range(5)] + others, "reward": [5.0] * 5 + [0.1] * 95}
     return pd.DataFrame({"prompt": "p", "ended": True} | rows)
 

@@ -33,6 +33,8 @@ def test_a_step_by_hand() -> None:
     KL 0.5, 1, 3 (mean 1.5, variance 1.75): standard error sqrt(1.75 / 3)."""
     found = spread(rollout([1.0, 2.0, 6.0]))
     assert found["objective/kl_se"] == pytest.approx(math.sqrt(1.75 / 3))
+    assert found["policy/surprise"] == pytest.approx(1.0), "-log pi is 1 everywhere, the entropy 0"
+    assert found["policy/surprise_se"] == 0.0
     assert found["objective/scores_sd"] == pytest.approx(math.sqrt(7.0))
     assert found["objective/length_slope"] == pytest.approx(2.5)
     assert found["objective/length_correlation"] == pytest.approx(2.5 / math.sqrt(7.0))
