@@ -156,7 +156,7 @@ def diagnosis() -> str:
     runs = [spoken for seeds in result["clean"].values() for spoken in seeds.values()]
     rows = ["| detector | injected fault | there at step | spoke at step | found, first cause right | also spoke "
             "| near miss | silent | clean runs with a finding |", "|" + "---|" * 9]  # fmt: skip
-    for name, case in result["cases"].items():
+    for name, case in sorted(result["cases"].items(), key=lambda item: int(item[0][1:])):
         false = sum(any(one["detector"] == name for one in spoken) for spoken in runs)
         rows.append(
             f"| {name} | {case['fault']} | {case['onset']} | {case['first'] or 'never'} | {_mark(case['found'])} "

@@ -24,7 +24,7 @@ from pipelines.config import Generation, Ppo
 from pipelines.context import Worker
 from pipelines.data.schemas import PAIRS
 from pipelines.data.tables import read_table, write_table
-from pipelines.diagnosis import Record
+from pipelines.diagnosis import Record, detector_of, examine
 from pipelines.evaluation.findings import labels
 from pipelines.journal import Journal, read_from
 from pipelines.training import checkpoints, dpo, reward
@@ -36,6 +36,7 @@ from tests import small
 from tests.training import helpers, onpolicy
 
 STEPS = 50
+LATE = 5
 CLEAN: dict[str, Any] = {
     "steps": STEPS,
     "adapter": "none",
@@ -324,6 +325,25 @@ class Case:
     near: str
     miss: Run
     onset: Onset = field(default=lambda history: 1)
+
+
+def in_time(case: Case, record: Record) -> bool:
+    """Whether the detector speaks within 5 steps after its window is full, counted from the onset, and names the cause first."""
+    detector = detector_of(case.detector)
+    hits = detector.find(record)
+    causes = {one.detector: one.causes[0] for one in examine(record)}
+    onset = onset_of(case, record)
+    if onset is None or not hits:
+        return False
+    return hits[0].step <= max(onset, detector.warmup) + detector.window - 1 + LATE and case.cause in causes[case.detector]
+
+
+def onset_of(case: Case, record: Record) -> int | None:
+    """When the fault's own signal is there; None where it never is."""
+    try:
+        return case.onset(record.history)
+    except IndexError:
+        return None
 
 
 def first(history: pd.DataFrame, flags: Any) -> int:
