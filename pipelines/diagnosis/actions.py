@@ -18,10 +18,11 @@ PAUSE = 5
 def choose(findings: Sequence[Finding], step: int, taken: Sequence[Mapping[str, Any]]) -> Finding | None:
     """The finding to act on after ``step``, with its action; None where there is none, or no more may be taken.
 
-    Only what is true at ``step`` counts. ``taken``: earlier actions as ``{"step", "detector", "action"}``. A detector whose
+    Only what is true at ``step`` counts. ``taken``: earlier actions as ``{"step", "detector", "action", "after"}`` (``after``:
+    the step from which the run went on). A detector whose
     action has been taken before asks for the next stronger one.
     """
-    if len(taken) >= MOST or any(step - int(one["step"]) < PAUSE for one in taken):
+    if len(taken) >= MOST or any(step - int(one["after"]) < PAUSE for one in taken):
         return None
     asked = [one for one in findings if one.action and one.last_step == step]
     if not asked:

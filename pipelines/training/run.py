@@ -57,9 +57,13 @@ class Progress:
     rate_scale: float = 1.0
     """What the learning rate is multiplied by: less than 1 after an action of the detectors."""
     actions: list[dict[str, Any]] = field(default_factory=list)
-    """What the detectors have done: ``step``, ``detector``, ``action``."""
+    """What the detectors have done: at which ``step``, which ``detector``, which ``action``, the step it went on ``after``."""
     finished: bool = False
     """A detector has ended the run before its last step."""
+
+    def record(self, step: int, detector: str, action: str) -> None:
+        """Add an action, taken at ``step``; the run goes on after the step that it is at now."""
+        self.actions = [*self.actions, {"step": step, "detector": detector, "action": action, "after": self.step}]
 
     @property
     def leave_out(self) -> set[int]:
@@ -162,8 +166,8 @@ def recovered(run: Run, step: int, fault: NonFinite) -> Run:
         run = begin(run.job, run.worker)
         where += f"; rolled back to step {run.progress.step}"
     run.progress.left_out = left_out
-    action = "roll_back" if len(recent) == 2 else "skip"
-    run.progress.actions = [*actions, {"step": step, "detector": "D1", "action": action}]
+    run.progress.actions = actions
+    run.progress.record(step, "D1", "roll_back" if len(recent) == 2 else "skip")
     run.worker.journal.log(step, run.job.params.steps, note=f"{where}; its batch is left out")
     return run
 

@@ -54,43 +54,34 @@ def acted(run: Run, step: int, finding: Finding) -> Run:
     """Take the finding's action. Raises PrefloopError where that is to stop."""
     why = f"{finding.detector}, {finding.signal}: {finding.evidence}"
     if finding.action == "stop":
+        _note(run, step, finding.detector, "stop", why)
         raise PrefloopError(f"stopped at step {step} by {why}; likely: {finding.causes[0]}; {finding.remedy}")
     if finding.action in ("roll_back", "finish"):
         return _rolled_back(run, step, finding, why)
     if finding.action == "raise_beta":
         run.progress.beta = max(RAISE * run.progress.beta, LEAST_BETA)
-        _note(run, step, finding.detector, finding.action, f"{why}: beta is now {run.progress.beta:.3g}")
+        done = f"beta is now {run.progress.beta:.3g}"
     else:
         run.progress.rate_scale *= LOWER
-        _note(
-            run,
-            step,
-            finding.detector,
-            finding.action,
-            f"{why}: the learning rate is now {run.progress.rate_scale:.3g} of itself",
-        )
+        done = f"the learning rate is now {run.progress.rate_scale:.3g} of the scheduled"
+    _note(run, step, finding.detector, finding.action, f"{why}: {done}")
     return run
 
 
 def _rolled_back(run: Run, step: int, finding: Finding, why: str) -> Run:
     """Go on from the last checkpoint before the finding's first step, with half the learning rate and twice the beta: the
     same steps again would end alike. ``finish``: that checkpoint is the result."""
-    before = run.progress
+    before, finish = run.progress, finding.action == "finish"
     run = begin(run.job, run.worker, before=finding.first_step)
-    if finding.action == "finish" and not run.progress.step:
+    if finish and not run.progress.step:
         raise PrefloopError(f"stopped at step {step} by {why}; no checkpoint is from before that (save_steps); {finding.remedy}")
-    if finding.action == "roll_back":
+    if not finish:
         run.progress.rate_scale = before.rate_scale * LOWER
         run.progress.beta = max(RAISE * before.beta, LEAST_BETA)
-    run.progress = replace(run.progress, left_out=before.left_out, actions=before.actions, finished=finding.action == "finish")
-    what = "the run ends with" if finding.action == "finish" else "goes on with half the learning rate, twice the beta and"
-    _note(
-        run,
-        step,
-        finding.detector,
-        finding.action,
-        f"{why}: rolled back to step {run.progress.step}; {what} the policy of that step",
-    )
+    run.progress = replace(run.progress, left_out=before.left_out, actions=before.actions, finished=finish)
+    done = "the run ends there" if finish else "half the learning rate and twice the beta from there"
+    _note(run, step, finding.detector, finding.action, f"{why}: rolled back to step {run.progress.step}, {done}")
+    barrier()  # every worker has read its checkpoint
     if run.worker.rank == 0:
         checkpoints.drop_from(folder(run.job), run.progress.step + 1)
         drop_snapshots(run.job.scratch, run.progress.step + 1)
@@ -101,6 +92,6 @@ def _rolled_back(run: Run, step: int, finding: Finding, why: str) -> Run:
 
 
 def _note(run: Run, step: int, detector: str, action: str, text: str) -> None:
-    run.progress.actions = [*run.progress.actions, {"step": step, "detector": detector, "action": action}]
+    run.progress.record(step, detector, action)
     count = f"action {len(run.progress.actions)} of {MOST}"
     run.worker.journal.log(step, run.job.params.steps, note=f"{count}, {action}: step {step}: {text}")
