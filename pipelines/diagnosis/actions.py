@@ -18,9 +18,8 @@ PAUSE = 5
 def choose(findings: Sequence[Finding], step: int, taken: Sequence[Mapping[str, Any]]) -> Finding | None:
     """The finding to act on after ``step``, with its action; None where there is none, or no more may be taken.
 
-    Only what is true at ``step`` counts. ``taken``: earlier actions as ``{"step", "detector", "action", "after"}`` (``after``:
-    the step from which the run went on). A detector whose
-    action has been taken before asks for the next stronger one.
+    Only what is true at ``step`` counts. ``taken``: earlier actions as ``{"step", "detector", "action", "after"}``, where
+    ``after`` is the step from which the run went on. A detector whose action was taken before asks for the next stronger one.
     """
     if len(taken) >= MOST or any(step - int(one["after"]) < PAUSE for one in taken):
         return None
