@@ -73,7 +73,7 @@ def known(root: Path, params: config.Params, names: Sequence[str]) -> Known:
         raise DataError(f"{', '.join(names)}: no history.parquet under artifacts/; `prefloop run` trains first")
     policies = [name for name in histories if name in params.policies]
     samples = {name: artifacts / "evaluations" / name / "samples.parquet" for name in [SFT, *policies]}
-    settings = {SFT: params.sft, REWARD: params.reward, **params.policies}
+    settings: dict[str, config.Training] = {SFT: params.sft, REWARD: params.reward, **params.policies}
     stages = {name: name if name in (SFT, REWARD) else f"policy@{name}" for name in histories}
     return Known(
         histories=histories,
