@@ -32,12 +32,11 @@ def update_kl(record: Record) -> list[Hit]:
     steps, (values,) = found
     target = float(record.settings.get("target_update_kl") or UPDATE_KL)
     flags = values > 1.5 * target
-    running = often(flags, 3, 3)
+    running = often(flags, 3, 3).tolist()
+    what = "approximate KL of the update"
     return [
-        _hit(
-            steps, values, i, 1.5 * target, running[i], "approximate KL of the update", action="lower_rate" if running[i] else ""
-        )
-        for i in np.flatnonzero(flags)
+        _hit(steps, values, i, 1.5 * target, running[i], what, action="lower_rate" if running[i] else "")
+        for i in np.flatnonzero(flags).tolist()
     ]
 
 
