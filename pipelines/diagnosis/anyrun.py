@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.diagnosis.finding import Hit, Record
-from pipelines.diagnosis.windows import above_sigmas, often, sigma_limit
+from pipelines.diagnosis.windows import above_sigmas, often, sigma_limit, where
 
 CORE = ("loss", "grad_norm", "loss/policy", "loss/value", "objective/scores", "objective/kl")
 INCIDENTS = 100
@@ -70,7 +70,7 @@ def spike(record: Record) -> list[Hit]:
         steps, values = steps[finite], values[finite]
         flags, limits = above_sigmas(values, SIGMAS, SPIKE_WINDOW, SPIKE_LEAST, TIMES)
         many = often(flags, 3, SPIKE_WINDOW)
-        for i in np.flatnonzero(flags):
+        for i in where(flags):
             evidence = f"{name} {values[i]:.3g} at step {steps[i]}, limit {limits[i]:.3g}"
             facts = (int(steps[i]), float(values[i]), float(limits[i]))
             hits.append(Hit(*facts, "alarm", evidence, action="lower_rate") if many[i] else Hit(*facts, "warning", evidence))
@@ -93,7 +93,8 @@ def stall(record: Record) -> list[Hit]:
     """D25. Three steps in a row that took more than three times the median of the steps before."""
     timed = [(int(line["step"]), _seconds(line.get("timings", {}))) for line in record.journal]
     timed = [(step, seconds) for step, seconds in timed if seconds > 0]
-    flags, limits = [], []
+    flags: list[bool] = []
+    limits: list[float] = []
     for place, (_, seconds) in enumerate(timed):
         quick = [other for (_, other), slow in zip(timed[:place], flags, strict=True) if not slow]
         limits.append(STALLED * statistics.median(quick) if len(quick) >= STALL_LEAST else math.inf)
@@ -107,7 +108,7 @@ def stall(record: Record) -> list[Hit]:
             "warning",
             f"step {timed[i][0]} took {timed[i][1]:.2f} s, limit {limits[i]:.2f} s",
         )
-        for i in np.flatnonzero(slow)
+        for i in where(slow)
     ]
 
 

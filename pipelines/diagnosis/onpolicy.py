@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.diagnosis.finding import Action, Floats, Hit, Record
-from pipelines.diagnosis.windows import Flags, mean_of_last, often
+from pipelines.diagnosis.windows import Flags, mean_of_last, often, where
 
 UPDATE_KL = 0.01
 KL_WARNING = 10.0
@@ -35,8 +35,7 @@ def update_kl(record: Record) -> list[Hit]:
     running = often(flags, 3, 3).tolist()
     what = "approximate KL of the update"
     return [
-        _hit(steps, values, i, 1.5 * target, running[i], what, action="lower_rate" if running[i] else "")
-        for i in np.flatnonzero(flags).tolist()
+        _hit(steps, values, i, 1.5 * target, running[i], what, action="lower_rate" if running[i] else "") for i in where(flags)
     ]
 
 
@@ -72,12 +71,12 @@ def other_distribution(record: Record) -> list[Hit]:
         steps, (kl, se) = found
         flags = often(kl + 2.0 * se < -1e-4, 3, 5)
         what = "KL to the reference"
-        hits += [_hit(steps, kl, i, -2.0 * float(se[i]), True, what, action="stop") for i in np.flatnonzero(flags)]
+        hits += [_hit(steps, kl, i, -2.0 * float(se[i]), True, what, action="stop") for i in where(flags)]
     found = record.series("policy/surprise", "policy/surprise_se")
     if found is not None:
         steps, (gap, se) = found
         limits = np.maximum(4.0 * se, SURPRISE)
-        for i in np.flatnonzero(often(np.abs(gap) > limits, 3, 5)):
+        for i in where(often(np.abs(gap) > limits, 3, 5)):
             cause = CUT_OFF if gap[i] < 0.0 else FORCED
             what = "surprise of the sampled tokens less the policy's entropy (nats a token)"
             hits.append(_hit(steps, gap, i, float(np.sign(gap[i]) * limits[i]), True, what, cause, "stop"))
@@ -92,7 +91,7 @@ def ratio(record: Record) -> list[Hit]:
     steps, (values,) = found
     extreme = record.series("policy/ratio_max")
     hits = []
-    for i in np.flatnonzero((values < 0.9) | (values > 1.1)):
+    for i in where((values < 0.9) | (values > 1.1)):
         broken = bool(values[i] > 2.0 or values[i] < 0.1)
         limit = (2.0 if values[i] > 1.0 else 0.1) if broken else (1.1 if values[i] > 1.0 else 0.9)
         what = "mean ratio" + (
@@ -110,7 +109,7 @@ def first_ratio(record: Record) -> list[Hit]:
     steps, (values,) = found
     limit = 1e-3 if record.settings.get("precision") == "float32" else 1e-2
     off = np.abs(values - 1.0)
-    return [_hit(steps, off, i, limit, True, "|first ratio - 1|", action="stop") for i in np.flatnonzero(off > limit)]
+    return [_hit(steps, off, i, limit, True, "|first ratio - 1|", action="stop") for i in where(off > limit)]
 
 
 def clip_fraction(record: Record) -> list[Hit]:
@@ -120,7 +119,7 @@ def clip_fraction(record: Record) -> list[Hit]:
         return []
     steps, (values,) = found
     flags = often(values > 0.3, 5, 5)
-    return [_hit(steps, values, i, 0.3, True, "clipped share of tokens", action="lower_rate") for i in np.flatnonzero(flags)]
+    return [_hit(steps, values, i, 0.3, True, "clipped share of tokens", action="lower_rate") for i in where(flags)]
 
 
 def entropy_collapse(record: Record) -> list[Hit]:
@@ -131,7 +130,7 @@ def entropy_collapse(record: Record) -> list[Hit]:
     steps, (values,) = found
     share = values / values[0]
     hits = []
-    for i in np.flatnonzero(share < 0.3):
+    for i in where(share < 0.3):
         broken = bool(share[i] < 0.1)
         evidence = f"entropy against the first step's {values[0]:.3g} nats"
         hits.append(
@@ -151,7 +150,7 @@ def length_exploit(record: Record) -> list[Hit]:
     flags = (grown > 1.5) & (along > 0.5)
     return [
         _hit(steps, grown, i, 1.5, True, f"length against the start; score and length correlate {along[i]:.2f}")
-        for i in np.flatnonzero(flags)
+        for i in where(flags)
     ]
 
 
@@ -168,9 +167,7 @@ def truncation(record: Record) -> list[Hit]:
     flags = (cut > 0.3) & (cut - start > np.maximum(EOS_RISE, 3.0 * noise))
     free = record.settings.get("missing_eos_penalty") == 0.0
     cause = "an answer that was cut costs nothing (missing_eos_penalty is 0)" if free else ""
-    return [
-        _hit(steps, cut, i, 0.3, True, f"answers without EOS (at the start {start:.2f})", cause) for i in np.flatnonzero(flags)
-    ]
+    return [_hit(steps, cut, i, 0.3, True, f"answers without EOS (at the start {start:.2f})", cause) for i in where(flags)]
 
 
 def repetition(record: Record) -> list[Hit]:
@@ -183,7 +180,7 @@ def repetition(record: Record) -> list[Hit]:
     limit = min(0.5, max(2.0 * start, start + 0.1)) if start < 0.4 else max(0.5, start + 0.1)
     return [
         _hit(steps, recent, i, limit, True, f"repeated 3-grams (at the start {start:.2f})", action="roll_back")
-        for i in np.flatnonzero(recent > limit)
+        for i in where(recent > limit)
     ]
 
 
@@ -201,10 +198,11 @@ def proxy_gold_gap(record: Record) -> list[Hit]:
     error = mean_of_last(se, SMOOTH) / np.sqrt(SMOOTH)
     flags, bests = np.zeros(len(steps), dtype=bool), np.zeros(len(steps), dtype=int)
     for i in range(SMOOTH - 1, len(steps)):
-        best = bests[i] = int(np.nanargmax(smooth[: i + 1]))
+        best = int(np.nanargmax(smooth[: i + 1]))
+        bests[i] = best
         flags[i] = smooth[best] - smooth[i] > 2.0 * np.hypot(error[i], error[best]) and reward[i] > reward[best]
-    for i in np.flatnonzero(often(flags, EVALUATIONS, EVALUATIONS)):
-        best = bests[i]
+    for i in where(often(flags, EVALUATIONS, EVALUATIONS)):
+        best = int(bests[i])
         agreement = float(np.corrcoef(judge[: i + 1], proxy[: i + 1])[0, 1])
         from_the_start = best < 2 * SMOOTH and agreement < 0.0
         cause = f"{WRONG_WAY}; r = {agreement:.2f}" if from_the_start else f"{OVER}, after step {steps[best]}"
@@ -231,7 +229,7 @@ def disagreement(record: Record) -> list[Hit]:
     steps, (values,) = found
     recent, start = mean_of_last(values, SMOOTH), float(values[:SMOOTH].mean())
     flags = recent > 2.0 * start
-    return [_hit(steps, recent, i, 2.0 * start, True, "disagreement of the ensemble") for i in np.flatnonzero(flags)]
+    return [_hit(steps, recent, i, 2.0 * start, True, "disagreement of the ensemble") for i in where(flags)]
 
 
 def saturation(record: Record) -> list[Hit]:
@@ -241,7 +239,7 @@ def saturation(record: Record) -> list[Hit]:
         return []
     steps, (spread, top) = found
     hits = []
-    for i in np.flatnonzero((spread < 1e-6) | (top > 0.9)):
+    for i in where((spread < 1e-6) | (top > 0.9)):
         flat = bool(spread[i] < 1e-6)
         values, limit = (spread, 1e-6) if flat else (top, 0.9)
         hits.append(
@@ -260,14 +258,14 @@ def value_explosion(record: Record) -> list[Hit]:
         steps, (values,) = found
         flags = np.zeros(len(values), dtype=bool)
         flags[VALUE_WARMUP:] = often(values[VALUE_WARMUP:] < 0.0, VALUE_WINDOW, VALUE_WINDOW)
-        hits += [_hit(steps, values, i, 0.0, True, "explained variance", action="lower_rate") for i in np.flatnonzero(flags)]
+        hits += [_hit(steps, values, i, 0.0, True, "explained variance", action="lower_rate") for i in where(flags)]
     found = record.series("loss/value", "val/return_variance")
     if found is not None:
         steps, (loss, variance) = found
         share = 2.0 * loss / np.maximum(variance, 1e-12)
         flags = _late(share > 5.0) & (variance > 1e-12)
         what = "squared value error over the returns' variance"
-        hits += [_hit(steps, share, i, 5.0, True, what, action="lower_rate") for i in np.flatnonzero(flags)]
+        hits += [_hit(steps, share, i, 5.0, True, what, action="lower_rate") for i in where(flags)]
     return sorted(hits, key=lambda hit: hit.step)
 
 

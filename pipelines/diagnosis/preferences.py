@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from pipelines.diagnosis.finding import Hit, Record
-from pipelines.diagnosis.windows import mean_of_last, often
+from pipelines.diagnosis.windows import mean_of_last, often, where
 
 SMOOTH = 5
 NATS_A_TOKEN, SHARE = 0.5, 0.2
@@ -28,7 +28,7 @@ def displacement(record: Record) -> list[Hit]:
     tokens = float(record.figures.get("chosen_tokens") or math.inf)
     grown = mean_of_last(margins, SMOOTH) > margins[0]
     hits = []
-    for i in np.flatnonzero(grown & ((share > SHARE) | (-moved / tokens > NATS_A_TOKEN))):
+    for i in where(grown & ((share > SHARE) | (-moved / tokens > NATS_A_TOKEN))):
         by_token = share[i] <= SHARE
         value, limit = (float(-moved[i] / tokens), NATS_A_TOKEN) if by_token else (float(share[i]), SHARE)
         unit = "nats a token" if by_token else "of their log-probability under the reference"
@@ -49,7 +49,7 @@ def dead_run(record: Record) -> list[Hit]:
     steps, (loss, norm) = found
     flags = often((np.abs(loss - math.log(2.0)) < 1e-4) & (norm < NO_GRADIENT), DEAD, DEAD)
     evidence = "loss ln 2 and no gradient for 20 steps"
-    return [Hit(int(steps[i]), float(norm[i]), NO_GRADIENT, "alarm", evidence, action="stop") for i in np.flatnonzero(flags)]
+    return [Hit(int(steps[i]), float(norm[i]), NO_GRADIENT, "alarm", evidence, action="stop") for i in where(flags)]
 
 
 def overfit_or_flipped(record: Record) -> list[Hit]:

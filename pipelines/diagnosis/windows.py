@@ -31,6 +31,11 @@ def often(flags_S: Flags, count: int, window: int) -> Flags:
     return flags_S & (sums_S >= count)
 
 
+def where(flags_S: Flags) -> list[int]:
+    """The places at which a flag is set."""
+    return [int(place) for place in np.flatnonzero(flags_S)]
+
+
 def above_sigmas(values_S: Floats, sigmas: float, window: int, least: int, times: float = 0.0) -> tuple[Flags, Floats]:
     """Whether a value exceeds both mean + ``sigmas`` standard deviations and ``times`` the mean of the last ``window`` values
     before it, and that limit, [S].

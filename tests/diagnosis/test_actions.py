@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipelines.config import Diagnosis
+from pipelines.config.policies import Diagnosis
 from pipelines.diagnosis import Finding
 from pipelines.diagnosis.actions import choose
 from pipelines.errors import PrefloopError
