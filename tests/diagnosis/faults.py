@@ -308,7 +308,7 @@ def pairwise(place: Path, seed: int = 5, alike: bool = False, same: bool = False
 
 
 Run = Callable[[Path], Record]
-Onset = Callable[[pd.DataFrame], int]
+Onset = Callable[[Record], int]
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ class Case:
     cause: str
     near: str
     miss: Run
-    onset: Onset = field(default=lambda history: 1)
+    onset: Onset = field(default=lambda record: record.last_step)
 
 
 def in_time(case: Case, record: Record) -> bool:
@@ -341,7 +341,7 @@ def in_time(case: Case, record: Record) -> bool:
 def onset_of(case: Case, record: Record) -> int | None:
     """When the fault's own signal is there; None where it never is."""
     try:
-        return case.onset(record.history)
+        return case.onset(record)
     except IndexError:
         return None
 
@@ -354,17 +354,17 @@ def first(history: pd.DataFrame, flags: Any) -> int:
 
 def above(column: str, limit: float) -> Onset:
     """When a column is above a limit."""
-    return lambda history: first(history, history[column] > limit)
+    return lambda record: first(record.history, record.history[column] > limit)
 
 
 def below_start(column: str, share: float) -> Onset:
     """When a column is below a share of its first value."""
-    return lambda history: first(history, history[column] < share * history[column].iloc[0])
+    return lambda record: first(record.history, record.history[column] < share * record.history[column].iloc[0])
 
 
 def since(step: int) -> Onset:
     """A fault that is there at once."""
-    return lambda history: step
+    return lambda record: step
 
 
 def start(column: pd.Series, steps: int = 3) -> float:
@@ -372,51 +372,60 @@ def start(column: pd.Series, steps: int = 3) -> float:
     return float(column.head(steps).mean())
 
 
-def ratio_off(history: pd.DataFrame) -> int:
+def ratio_off(record: Record) -> int:
     """D6: the mean ratio outside 0.9 to 1.1."""
+    history = record.history
     return first(history, (history["policy/ratio"] - 1.0).abs() > 0.1)
 
 
-def too_long(history: pd.DataFrame) -> int:
+def too_long(record: Record) -> int:
     """D10: a step's mean length."""
+    history = record.history
     length = history["tokens/response_length"]
     return first(history, (length > 1.5 * start(length)) & (history["objective/length_correlation"] > 0.5))
 
 
-def cut_off(history: pd.DataFrame) -> int:
+def cut_off(record: Record) -> int:
     """D11: a step's share without EOS."""
+    history = record.history
     cut = 1.0 - history["tokens/eos_rate"]
     return first(history, (cut > 0.3) & (cut - start(cut, 5) > 0.1))
 
 
-def repeated(history: pd.DataFrame) -> int:
+def repeated(record: Record) -> int:
     """D12: a step's share of repeated 3-grams."""
+    history = record.history
     share = history["tokens/repetition"]
     return first(history, share > max(2.0 * start(share), start(share) + 0.1))
 
 
-def judge_fallen(history: pd.DataFrame) -> int:
+def judge_fallen(record: Record) -> int:
     """D13: a step's judge two standard errors below the first steps'."""
+    history = record.history
     judge = history["judge/held_out"]
     return first(history, judge < start(judge) - 2.0 * history["judge/held_out_se"])
 
 
-def disagreeing(history: pd.DataFrame) -> int:
+def disagreeing(record: Record) -> int:
     """D14: a step's disagreement twice the first steps'."""
+    history = record.history
     share = history["reward/disagreement"]
     return first(history, share > 2.0 * start(share))
 
 
-def value_off(history: pd.DataFrame) -> int:
+def value_off(record: Record) -> int:
     """D16: a step's squared error above five variances of the returns, after the warm-up."""
+    history = record.history
     late = history[history["step"] > 20]
     return first(late, 2.0 * late["loss/value"] > 5.0 * late["val/return_variance"])
 
 
-def displaced(history: pd.DataFrame) -> int:
-    """D17: a batch's chosen answers below 1.2 times their log-probability under the reference."""
+def displaced(record: Record) -> int:
+    """D17: a batch's chosen answers have lost 20 % of their log-probability under the reference, or half a nat a token."""
+    history = record.history
     moved = history["rewards/chosen"] / ALIKE["beta"]
-    return first(history, moved < 0.2 * (history["logps/chosen"] - moved))
+    share = moved < 0.2 * (history["logps/chosen"] - moved)
+    return first(history, share | (moved < -0.5 * record.figures["chosen_tokens"]))
 
 
 FAST: dict[str, Any] = {"learning_rate": 3e-2}
