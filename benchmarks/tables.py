@@ -148,8 +148,39 @@ def data() -> str:
     return "\n".join(rows) + f"\n\n{result['note']} {_provenance(result)}\n"
 
 
+def diagnosis() -> str:
+    """A row a detector: its fault, when it spoke, its near miss, how often it spoke in clean runs; then the confusion matrix."""
+    result = _load("diagnosis")
+    if result is None:
+        return "Not measured yet.\n"
+    runs = [spoken for seeds in result["clean"].values() for spoken in seeds.values()]
+    rows = ["| detector | injected fault | there at step | spoke at step | found, first cause right | also spoke "
+            "| near miss | silent | clean runs with a finding |", "|" + "---|" * 9]  # fmt: skip
+    for name, case in sorted(result["cases"].items(), key=lambda item: int(item[0][1:])):
+        false = sum(any(one["detector"] == name for one in spoken) for spoken in runs)
+        rows.append(
+            f"| {name} | {case['fault']} | {case['onset']} | {case['first'] or 'never'} | {_mark(case['found'])} "
+            f"| {', '.join(case['also']) or 'none'} | {case['near']} | {_mark(case['near_silent'])} | {false} of {len(runs)} |"
+        )
+    cases = result["cases"].values()
+    found, silent = sum(case["found"] for case in cases), sum(case["near_silent"] for case in cases)
+    clean = sum(not spoken for spoken in runs)
+    matrix = ["", "| | the detector spoke | it was silent |", "|---|---|---|",
+              f"| its fault | **{found}** | {len(cases) - found} |", f"| its near miss | {len(cases) - silent} | **{silent}** |",
+              f"| a clean run (any detector) | {len(runs) - clean} | **{clean}** |"]  # fmt: skip
+    kinds = "; ".join(f"{name} {len(seeds)}" for name, seeds in result["clean"].items())
+    return "\n".join([*rows, *matrix]) + f"\n\nClean runs: {kinds}. {_provenance(result)}\n"
+
+
+def _mark(good: bool) -> str:
+    return "yes" if good else "**no**"
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
-TABLES = {"seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data}
+TABLES = {
+    "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
+    "diagnosis": diagnosis,
+}  # fmt: skip
 
 
 def _load(name: str) -> dict[str, Any] | None:

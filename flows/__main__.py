@@ -71,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     generate.set_defaults(action=do_generate)
     _data_commands(commands.add_parser("data", help="check, show, compare and add data"))
 
+    doctor = commands.add_parser("doctor", help="is the training healthy, and if not, why: an audit of what was logged")
+    doctor.add_argument(
+        "what", nargs="?", default="", metavar="WHAT", type=_history,
+        help="a policy of params.yaml, sft or reward; a history.parquet; an MLflow run's id (default: all that is trained)",
+    )  # fmt: skip
+    doctor.add_argument("--json", action="store_true", help="for machines: findings, attribution, what blocks a promotion")
+    doctor.set_defaults(action=do_doctor)
     promotion_commands.add(commands)
     loop_commands.add(commands)
     return top
@@ -107,6 +114,11 @@ def _absolute(path: str) -> str:
     if mark and split in ("train", "validation", "test"):
         return f"{split}={os.path.abspath(rest)}"
     return os.path.abspath(path) if path else ""
+
+
+def _history(what: str) -> str:
+    """A file is the caller's path; a name stays a name."""
+    return os.path.abspath(what) if what.endswith(".parquet") else what
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -244,6 +256,16 @@ def do_data(root: Path, options: argparse.Namespace) -> int:
         "diff": lambda: [options.revision],
     }[options.data_command]()
     command = [sys.executable, "-m", "pipelines", "data", options.data_command, *arguments]
+    return subprocess.run(command, cwd=root, env=repository.environment(root), check=False).returncode
+
+
+def do_doctor(root: Path, options: argparse.Namespace) -> int:
+    """Hand over to ``python -m pipelines doctor``, which reads histories."""
+    import subprocess
+
+    from tasks import repository
+
+    command = [sys.executable, "-m", "pipelines", "doctor", *(["--json"] if options.json else []), "--", options.what]
     return subprocess.run(command, cwd=root, env=repository.environment(root), check=False).returncode
 
 

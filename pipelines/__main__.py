@@ -19,12 +19,12 @@ DEFAULTS = {
 }
 """Environment variables of all our processes, unless the user has set them."""
 
-COMMANDS = {"challenge": "challenge", "data": "dataset", "generate": "generate", "observe": "observe"}
+COMMANDS = {"challenge": "challenge", "data": "dataset", "doctor": "doctor", "generate": "generate", "observe": "observe"}
 """What is no stage, and its module of this package, which has ``main(arguments, root)``."""
 
 
 def main() -> int:
-    """Run the stage that the command line names, or what is no stage: ``data`` looks at data, ``generate`` tries a model."""
+    """Run the stage that the command line names, or what is no stage: ``doctor`` looks at a run, ``generate`` tries a model."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     command = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -23,7 +23,7 @@ from pipelines import config
 from pipelines.context import seed_for
 from pipelines.data.replies import read_replies
 from pipelines.data.tables import read_table, write_json
-from pipelines.data.tokens import encode_completion, encode_prompt
+from pipelines.data.tokens import encode_completions, encode_prompts
 from pipelines.errors import PrefloopError
 from pipelines.evaluation.comparison import outcomes, sampled
 from pipelines.evaluation.drift import Finding, Floats, findings, level_of, noise_of
@@ -91,8 +91,8 @@ class Models:
 
         ``kl``: log-probability under the champion minus under SFT, in nats; ``refusal`` and ``repetition``: shares.
         """
-        asked = [encode_prompt(self.tokenizer, text) for text in prompts]
-        answers = [encode_completion(self.tokenizer, text) for text in replies]
+        asked = encode_prompts(self.tokenizer, prompts)
+        answers = encode_completions(self.tokenizer, replies, [True] * len(replies))
         found = {
             "prompt_tokens": np.array([len(ids) for ids in asked], dtype=np.float64),
             "reply_tokens": np.array([len(ids) for ids in answers], dtype=np.float64),
@@ -135,7 +135,7 @@ def decay(previous: Path, window: pd.DataFrame, params: config.Params) -> dict[s
     rows = window.drop_duplicates("prompt", keep="last").tail(ANSWERED)
     prompts, served = rows["prompt"].tolist(), rows["reply"].tolist()
     seeds = [seed_for(params.seed, "decay", prompt) for prompt in prompts]
-    asked = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    asked = encode_prompts(tokenizer, prompts)
     ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
     drawn = sample(model, *ids, asked, params.evaluate.generation, seeds, params.evaluate.precision)
     from pipelines.data.tokens import decode

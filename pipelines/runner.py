@@ -33,6 +33,7 @@ from pipelines.stages import STAGES, stage_of
 
 if TYPE_CHECKING:
     from pipelines.adapters.tracking import Tracker
+    from pipelines.diagnosis.live import Live
 
 MEBIBYTE = 2**20
 KEPT_FREE = 200 * MEBIBYTE
@@ -106,11 +107,13 @@ def _run(name: str, root: Path) -> None:
 
     # 4. the work, with its journal followed by the terminal and the tracker
     from pipelines.adapters import cluster, tracking
+    from pipelines.diagnosis.live import Live
 
     journal = scratch / "timings.jsonl"
     tracker = tracking.open_stage(root, name, scratch, inputs.params, inputs.hashes, source=_source_of(params))
     try:
-        with _followed(journal, name, stage.key_metrics, tracker), cluster.connect(params.runtime, journal) as rays:
+        live = Live(_settings_of(name, params))
+        with _followed(journal, name, stage.key_metrics, tracker, live), cluster.connect(params.runtime, journal) as rays:
             module = importlib.import_module(f"pipelines.stages.{stage.module}")
             context = Context(name, params, root, scratch, Journal(journal), rays)
             metrics: dict[str, float] = module.run(context)
@@ -159,6 +162,14 @@ def _known(name: str, params: config.Params) -> Any:
     return stage_of(name)
 
 
+def _settings_of(name: str, params: config.Params) -> dict[str, Any]:
+    """The section of params.yaml that a training stage goes by, defaults filled in; empty for the others."""
+    kind, _, policy = name.partition("@")
+    if kind == "policy":
+        return params.policies[policy].model_dump()
+    return {"sft": params.sft, "reward": params.reward}[kind].model_dump() if kind in ("sft", "reward") else {}
+
+
 def _source_of(params: config.Params) -> str:
     return f"package {params.prepare.package}" if params.prepare.source == "plays" else params.prepare.learns_from
 
@@ -184,8 +195,9 @@ def _check_disk(name: str, root: Path, inputs: Inputs) -> None:
 
 
 @contextmanager
-def _followed(journal: Path, name: str, key_metrics: tuple[str, ...], tracker: Tracker) -> Iterator[None]:
-    """Follow the journal from a thread: a progress line every two seconds, everything to the tracker."""
+def _followed(journal: Path, name: str, key_metrics: tuple[str, ...], tracker: Tracker, live: Live) -> Iterator[None]:
+    """Follow the journal from a thread: a progress line every two seconds, everything to the tracker, training's to the
+    detectors."""
     done = threading.Event()
 
     def follow() -> None:
@@ -197,6 +209,8 @@ def _followed(journal: Path, name: str, key_metrics: tuple[str, ...], tracker: T
             if lines:
                 first = first or (now, lines[0]["step"])
                 tracker.log(lines)
+                for sentence in _seen(live, lines):
+                    print(f"warning: {sentence}", flush=True)
                 if now - shown >= 2.0 or last_round or any(line["note"] for line in lines):
                     noted = [line for line in lines[:-1] if line["note"]]
                     for line in [*noted, lines[-1]]:
@@ -212,6 +226,14 @@ def _followed(journal: Path, name: str, key_metrics: tuple[str, ...], tracker: T
     finally:
         done.set()
         thread.join(timeout=30)
+
+
+def _seen(live: Live, lines: list[dict]) -> list[str]:
+    """What the detectors say of a training stage's further lines; a look never costs a run."""
+    try:
+        return live.see(lines) if live.settings else []
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return [f"diagnosis: {type(error).__name__}: {error}"]
 
 
 def _publish(scratch: Path, root: Path, stage: Any) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pipelines.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+CALLED = {"kind": "callable", "callable": "a.b:c"}
 DEFAULT = (ROOT / "recipes" / "shakespeare.yaml").read_text(encoding="utf-8")
 
 
@@ -51,6 +52,11 @@ def test_the_params_file_is_at_first_the_default_recipe() -> None:
         ("policies", {"mine": {"method": "ppo", "rewards": [{"kind": "callable"}]}}, ["needs callable:"]),
         ("policies", {"mine": {"method": "ppo", "rewards": [{"kind": "model"}, {"kind": "model"}]}}, ["a name of its own"]),
         ("policies", {"; touch x": {"method": "dpo"}}, ["policies.; touch x"]),
+        (
+            "policies",
+            {"mine": {"method": "ppo", "diagnosis": {"held_out": {"callable": "a.b:c"}}, "rewards": [CALLED]}},
+            ["diagnosis.held_out is one of the rewards"],
+        ),
         ("prepare", {"source": "jsonl"}, ["source: jsonl needs learns_from:"]),
         ("base", {"source": "hub", "id": "a/b"}, ["needs id: and revision:"]),
         ("runtime", {"worker": 1}, ["runtime.worker: unknown key", "did you mean 'workers'?"]),
@@ -71,6 +77,27 @@ def test_a_fault_is_named(tmp_path: Path, section: str, values: dict, expected: 
     for part in expected:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_gold_may_not_watch(tmp_path: Path) -> None:
+    """The default judge is gold: a policy may not be steered by it. The same judge, not gold, may watch; so may another one."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe")
+    params = yaml.load(DEFAULT)
+    path = tmp_path / "params.yaml"
+
+    def told(held_out: dict, gold: bool) -> config.Params:
+        params["policies"]["ppo"]["diagnosis"] = {"act": True, "held_out": held_out}
+        params["preferences"]["judge"]["gold"] = gold
+        with path.open("w", encoding="utf-8") as file:
+            yaml.dump(params, file)
+        return config.load(path)
+
+    with pytest.raises(ConfigurationError, match="acting on gold would train on the answer"):
+        told({"kind": "lexicon"}, gold=True)
+    assert told({"kind": "lexicon"}, gold=False).policies
+    assert told({"callable": "pipelines.judges.mine:score"}, gold=True).policies
 
 
 def test_not_yaml_and_missing_files_are_named(tmp_path: Path) -> None:

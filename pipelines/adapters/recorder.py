@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import sys
@@ -211,6 +212,29 @@ def find(root: Path, tags: dict[str, str]) -> str:
     query = " and ".join(["attributes.status = 'FINISHED'", *(f"tags.`{key}` = '{tags[key]}'" for key in sorted(tags))])
     runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
     return str(runs[0].info.run_id) if runs else ""
+
+
+def history(root: Path, run_id: str) -> tuple[str, list[dict[str, float]]] | None:
+    """The name of a run and its stage's metrics step by step, in the order of the steps; None for an unknown run.
+
+    A metric that has one value only is a final figure, not a column, unless the run has one step.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, _ = connect(root)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        return None
+    columns: dict[str, dict[int, float]] = {}
+    for name in sorted(name for name in run.data.metrics if not name.startswith(("time/", "memory/"))):
+        for point in sorted(client.get_metric_history(run_id, name), key=lambda point: point.timestamp):
+            columns.setdefault(name, {}).setdefault(int(point.step), float(point.value))  # a final figure comes second
+    most = max((len(column) for column in columns.values()), default=0)
+    columns = {name: column for name, column in columns.items() if len(column) > 1 or most == 1}
+    steps = sorted({step for column in columns.values() for step in column})
+    rows = [{"step": float(step), **{name: column.get(step, math.nan) for name, column in columns.items()}} for step in steps]
+    return str(run.data.tags.get("prefloop.stage") or run.info.run_name).rpartition("@")[2], rows
 
 
 if __name__ == "__main__":

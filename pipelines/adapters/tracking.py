@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.adapters.spool import Spool, this_process
 from pipelines.adapters.spool import outs_hash as outs_hash
 from pipelines.adapters.spool import store_uri as store_uri  # for whoever links to it (`make ui`)
+from pipelines.errors import ConfigurationError
 
 PARENT = "PREFLOOP_PARENT_RUN"
 WAIT_SECONDS = 20.0
@@ -167,6 +168,19 @@ def find_run(root: Path, stage: str, outs: str) -> str:
     except Exception as error:  # MLflow's stores raise their own, SQLAlchemy's and requests' exceptions
         print(f"warning: tracking: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return ""
+
+
+def read_run(root: Path, run_id: str) -> tuple[str, list[dict[str, float]]]:
+    """A run's name and its metrics as rows of a history, ``step`` first; seconds, bytes and final figures are left out.
+
+    Raises ConfigurationError where the store has no such run.
+    """
+    from pipelines.adapters import recorder
+
+    found = recorder.history(root, run_id)
+    if found is None:
+        raise ConfigurationError(f"MLflow run {run_id}: not in the store {store_uri(root)}; MLFLOW_TRACKING_URI names another")
+    return found
 
 
 def warm(root: Path) -> None:

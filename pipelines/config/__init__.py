@@ -121,6 +121,18 @@ class Params(Section):
             raise ValueError("policies.sft: the name is taken by the SFT model's evaluation; call the policy otherwise")
         return self
 
+    @model_validator(mode="after")
+    def _gold_watches_no_training(self) -> Params:
+        judge = self.preferences.judge
+        for name, policy in self.policies.items():
+            watching = policy.diagnosis.held_out if isinstance(policy, Ppo) else None
+            if watching and judge.gold and (watching.kind, watching.callable) == (judge.kind, judge.callable):
+                raise ValueError(
+                    f"policies.{name}.diagnosis.held_out is the gold judge (preferences.judge): acting on gold would train on"
+                    " the answer; name another judge, or leave held_out out"
+                )
+        return self
+
 
 def load(path: Path = PARAMS) -> Params:
     """Read and check a params file.

@@ -41,6 +41,30 @@ class RewardTerm(Section):
         return self.callable.partition(":")[2] if self.kind == "callable" else self.kind
 
 
+class HeldOut(Section):
+    """A judge of texts that only watches a run. It is not the judge whose scores are the known gold, and no reward."""
+
+    kind: Literal["lexicon", "callable"] = "callable"
+    callable: str = ""
+
+    @model_validator(mode="after")
+    def _callable_is_named(self) -> HeldOut:
+        if self.kind == "callable" and ":" not in self.callable:
+            raise ValueError("kind: callable needs callable: pipelines.judges.file:function")
+        return self
+
+
+class Diagnosis(Section):
+    """What the detectors (docs/diagnosis.md) may do while a policy learns.
+
+    ``act`` false: they only report. True: at most three actions a run (skip a batch, adapt beta or the learning rate, roll
+    back, stop). ``held_out`` scores the answers of every step beside the rewards; without it nothing is read but the history.
+    """
+
+    act: bool = False
+    held_out: HeldOut | None = None
+
+
 class Ppo(Policy):
     """PPO-clip and its relatives with a KL penalty (docs/ppo.md).
 
@@ -85,6 +109,7 @@ class Ppo(Policy):
     generation: Generation = Generation()
     engine: Literal["hf", "vllm"] = "hf"
     snapshot_every: Annotated[int, Field(ge=0)] = 0
+    diagnosis: Diagnosis = Diagnosis()
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Ppo:
@@ -130,6 +155,13 @@ class Ppo(Policy):
     def _critics_are_for_gae(self) -> Ppo:
         if self.critic == "reward" and self.estimator != "gae":
             raise ValueError(f"critic: reward is for estimator gae; {self.estimator} has no critic")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_is_no_reward(self) -> Ppo:
+        watching = self.diagnosis.held_out
+        if watching and any((term.kind, term.callable) == (watching.kind, watching.callable) for term in self.rewards):
+            raise ValueError("diagnosis.held_out is one of the rewards: what is trained on is not held out")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.diagnosis.audit import Audit
 from pipelines.evaluation import summary
 from pipelines.evaluation.comparison import GREEDY
 from pipelines.evaluation.findings import SFT, Findings, in_hash_order
@@ -53,7 +54,7 @@ TOKENS: tuple[tuple[str, str], ...] = (
 )
 
 
-def render(found: Findings, plots: list[Plot], examples: int) -> str:
+def render(found: Findings, plots: list[Plot], examples: int, audited: Audit | None = None) -> str:
     """The page as HTML. Texts of models and users are escaped: an answer can hold any characters."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -81,6 +82,7 @@ def render(found: Findings, plots: list[Plot], examples: int) -> str:
         pairs=_pair_facts(found.pairs),
         examples=_examples(found, examples),
         figures=_figures(found),
+        audit=audited,
         models=[SFT, *found.policies],
         colours={name: slot(found, name) for name in [SFT, *found.policies]},
         data=Markup(_embedded(found)),

@@ -59,6 +59,7 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
         out=ctx.out(f"policies/{ctx.name}"),
         scratch=ctx.scratch,
         plot=ctx.out(f"plots/{ctx.name}.csv"),
+        held_out=_held_out(entry),
     )
     ctx.cluster.train(ppo.train, job, ctx.scratch)
 
@@ -73,6 +74,14 @@ def _terms(ctx: Context, entry: Ppo) -> tuple[Term, ...]:
         return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
 
     return tuple(Term(term.name, term.weight, source(term)) for term in entry.rewards)
+
+
+def _held_out(entry: Ppo) -> Term | None:
+    """The judge that watches, where the entry names one."""
+    from pipelines.training.rewards import JudgeReward, Term
+
+    watching = entry.diagnosis.held_out
+    return Term("held_out", 1.0, JudgeReward(Judge(kind=watching.kind, callable=watching.callable))) if watching else None
 
 
 def _dpo(ctx: Context, entry: Dpo) -> None:

@@ -3,7 +3,7 @@
 Reads:   evaluations, policies, sft and reward (histories and figures), preferences, prepared/quality.json
 Writes:  report/{index.html, metrics.json}, report/plots/*.svg
 Params:  seed, report, policies (only the policies named there are shown)
-Metrics: policies (how many are shown), pair_accuracy, and each policy's win rate
+Metrics: policies (how many are shown), pair_accuracy, each policy's win rate, and alarms (of the detectors)
 Paper:   Gao et al. 2022 (gold and proxy against KL), Rafailov et al. 2023, figure 2 (the reward-KL frontier)
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from pipelines.context import Context
 from pipelines.data.tables import whole_file, write_json
+from pipelines.diagnosis.audit import Known, audit
 from pipelines.evaluation import findings, page, plots
 
 
 def run(ctx: Context) -> dict[str, float]:
-    """Beats: gather, draw, write."""
+    """Beats: gather, draw, examine, write."""
     # 1. everything that earlier stages have found
     methods: dict[str, str] = {name: policy.method for name, policy in sorted(ctx.params.policies.items())}
     found = findings.gather(ctx.artifacts, methods, ctx.params.seed)
@@ -28,12 +29,23 @@ def run(ctx: Context) -> dict[str, float]:
             partial.write_text(plot.svg, encoding="utf-8")
     ctx.journal.log(2, 3, note="drawn")
 
-    # 3. the figures, and the page
+    # 3. what the detectors say of every training, and which stage is at fault where a policy disappoints
+    audited = audit(_known(ctx, found))
+
+    # 4. the figures, and the page
     write_json(ctx.out("report/metrics.json"), found.metrics)
     with whole_file(ctx.out("report/index.html")) as partial:
-        partial.write_text(page.render(found, drawn, ctx.params.report.examples), encoding="utf-8")
+        partial.write_text(page.render(found, drawn, ctx.params.report.examples, audited), encoding="utf-8")
     ctx.journal.log(3, 3, note="written")
-    return _watched(found)
+    return _watched(found) | {"alarms": float(len(audited.blocking))}
+
+
+def _known(ctx: Context, found: findings.Findings) -> Known:
+    """What the detectors look at: no journal and no recorded run, which are no inputs of a stage."""
+    reward = found.metrics["reward"] | {"known_pairs": len(found.pairs)}
+    golden = {key: value for key, value in found.quality.items() if key == "golden_accuracy"}
+    settings = {name: policy.model_dump() for name, policy in ctx.params.policies.items()}
+    return Known(found.histories, found.metrics | {"reward": reward | golden}, settings, found.samples)
 
 
 def _watched(found: findings.Findings) -> dict[str, float]:

@@ -57,14 +57,16 @@ def save(folder: Path, step: int, states: dict[str, Any], keep: int = 2) -> Path
     return whole
 
 
-def newest(folder: Path, warn: Callable[[str], None] | None = None) -> tuple[int, dict[str, Any]] | None:
-    """The step and states of the newest whole checkpoint, or None.
+def newest(
+    folder: Path, warn: Callable[[str], None] | None = None, before: float = math.inf
+) -> tuple[int, dict[str, Any]] | None:
+    """The step and states of the newest whole checkpoint of a step below ``before``, or None.
 
     Damaged ones are passed over; ``warn`` (default: ``warnings.warn``) is told each of them and the one that was taken.
     """
     faults: list[str] = []
     found = None
-    for candidate in _folders(folder):
+    for candidate in [path for path in _folders(folder) if int(path.name[5:]) < before]:
         fault = _fault(candidate)
         if fault is None:
             found = candidate
@@ -79,6 +81,13 @@ def newest(folder: Path, warn: Callable[[str], None] | None = None) -> tuple[int
     manifest = json.loads((found / MANIFEST).read_text(encoding="utf-8"))
     states = {Path(name).stem: torch.load(found / name, map_location="cpu", weights_only=True) for name in manifest["sha256"]}
     return manifest["step"], states
+
+
+def drop_from(folder: Path, step: int) -> None:
+    """Remove the checkpoints of ``step`` and later: what was learnt since is taken back."""
+    for path in _folders(folder):
+        if int(path.name[5:]) >= step:
+            shutil.rmtree(path)
 
 
 def _folders(folder: Path) -> list[Path]:

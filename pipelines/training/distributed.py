@@ -18,14 +18,13 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     return total.to(tensor.device)
 
 
-def all_max(number: int) -> int:
-    """The largest ``number`` of all workers."""
+def all_max(tensor: torch.Tensor) -> torch.Tensor:
+    """The largest of ``tensor`` over all workers, element by element (the tensor itself with one worker)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return number
-    tensor = torch.tensor(number)
-    largest = tensor.to(_device(tensor))
+        return tensor
+    largest = tensor.detach().to(_device(tensor), copy=True)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    return largest.to(tensor.device)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -66,8 +66,9 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        counts["train"] |= token_counts(rows["train"]) | {"train_pairs": len(rows["train"])}
-        _write(job, trainer, tokenizer, held_out, counts["train"])
+        tokens = sum(len(row["chosen_ids"]) for row in rows["train"]) / len(rows["train"])
+        figures = token_counts(rows["train"]) | {"train_pairs": len(rows["train"]), "chosen_tokens": tokens}
+        _write(job, trainer, tokenizer, held_out, counts["train"] | figures)
 
 
 def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:

@@ -24,6 +24,7 @@ from pipelines.training.rewards import Row
 from pipelines.training.rollout import (
     NonFinite,
     Rollout,
+    Spike,
     advantages_of,
     disagreement,
     final_scores,
@@ -32,7 +33,9 @@ from pipelines.training.rollout import (
     score,
 )
 from pipelines.training.run import Job, Run, begin, keep, note_rollout, recovered, whole_policy
+from pipelines.training.spread import judged, spread
 from pipelines.training.update import update
+from pipelines.training.watch import limit_of, skipped, watched
 
 __all__ = ["Job", "train"]
 
@@ -40,16 +43,21 @@ __all__ = ["Job", "train"]
 def train(job: Job, worker: Worker) -> None:
     """Train a policy on ``job.prompts``; rank 0 writes model, adapter, history and metrics below ``job.out``."""
     run = begin(job, worker)
-    while run.progress.step < job.params.steps:
+    while run.progress.step < job.params.steps and not run.progress.finished:
         step = run.progress.step + 1
-        if step not in run.progress.left_out:
+        if step not in run.progress.leave_out:
             try:
                 one_step(run, step)
             except NonFinite as fault:
                 run = recovered(run, step, fault)
                 continue
+            except Spike as fault:
+                run = skipped(run, step, fault)
+                continue
         run.progress.step = step
-        keep(run)
+        run = watched(run, step)
+        if run.progress.step == step:
+            keep(run)
     policy = whole_policy(run)
     if worker.rank == 0:
         write_results(job, policy, run.tokenizer, run.progress)
@@ -59,7 +67,7 @@ def train(job: Job, worker: Worker) -> None:
 def one_step(run: Run, step: int) -> None:
     """Roll out, score, advantages, update, log: one batch of prompts from sampling to a row of the history."""
     job, learner, progress, timings = run.job, run.learner, run.progress, dict[str, float]()
-    rate = learning_rate(job.params, step)
+    rate = learning_rate(job.params, step) * progress.rate_scale
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
 
@@ -76,17 +84,20 @@ def one_step(run: Run, step: int) -> None:
 
     # 3. advantages
     advantages_BT, returns_BT = advantages_of(rollout, scores_B, job.params, progress.beta)
-    row = {"step": float(step)} | objectives(rollout, scores_B, progress.beta)
+    row = {"step": float(step)} | objectives(rollout, scores_B, progress.beta) | spread(rollout)
     if job.params.engine != "hf":
         row |= compared(run, rollout, step)
+    if run.held_out is not None:
+        row |= judged(torch.tensor(run.held_out.score(rollout.prompts, rollout.answers, rollout.ended)))
 
     # 4. update
     answers = job.params.batch_size * job.params.samples_per_prompt
     with timed(timings, "seconds/update"):
-        row |= update(learner, rollout, advantages_BT, returns_BT, answers, job.seed, step)
+        row |= update(learner, rollout, advantages_BT, returns_BT, answers, job.seed, step, limit_of(run))
 
     # 5. log, and set the price of KL and what it is measured to for the next step
     row |= {"beta": progress.beta, "learning_rate": rate, "skipped": float(len(progress.left_out))}
+    row["diagnosis/actions"] = float(len(progress.actions))
     progress.history.append(row)
     if job.params.kl_target:
         kl, target, horizon = row["objective/kl"], job.params.kl_target, job.params.kl_horizon

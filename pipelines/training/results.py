@@ -29,13 +29,23 @@ def write_results(job: Job, policy: Any, tokenizer: Any, progress: Progress) -> 
         with whole_file(job.plot) as partial:
             frame.to_csv(partial, index=False, lineterminator="\n")
     recent = frame.drop(columns="step").tail(LAST).mean().to_dict()
-    write_json(job.out / "metrics.json", recent | {"steps": len(frame), "skipped": len(progress.left_out)})
+    counts = {"steps": len(frame), "skipped": len(progress.left_out), "actions": len(progress.actions)}
+    write_json(job.out / "metrics.json", recent | counts)
+    if progress.actions:
+        write_json(job.out / "actions.json", progress.actions)
     if (job.scratch / "snapshots").exists():
         shutil.copytree(job.scratch / "snapshots", job.out / "snapshots", dirs_exist_ok=True)
     if is_adapted(policy):
         save_adapter(policy, job.out / "adapter", SFT)
         policy = merge(load_adapter(load_causal_lm(job.sft), job.out / "adapter"))
     save_model(policy, tokenizer, job.out / "model")
+
+
+def drop_snapshots(scratch: Path, step: int) -> None:
+    """Remove the snapshots of ``step`` and later: the run was rolled back behind them."""
+    for place in (scratch / "snapshots").glob("step-*"):
+        if int(place.name[5:]) >= step:
+            shutil.rmtree(place)
 
 
 def snapshot(scratch: Path, step: int, policy: Any) -> None:

@@ -23,6 +23,7 @@ from pipelines.models.adapters import add_adapter
 from pipelines.models.loading import load_tokenizer
 from pipelines.models.reward import RewardModel, collate, new_reward, save_reward, score
 from pipelines.training import hf
+from pipelines.training.calibration import calibration
 from pipelines.training.pairs import Row, length, longest, read_rows, token_counts
 
 
@@ -108,7 +109,7 @@ def collate_pairs(rows: list[Row]) -> dict[str, torch.Tensor]:
 
 
 def held_out_figures(rows: list[Row], chosen: list[float], rejected: list[float]) -> dict[str, float]:
-    """What the scores are worth on held-out pairs: accuracy (a tie counts half), log loss in nats, and a plain baseline.
+    """What the scores are worth on held-out pairs: accuracy (a tie counts half), log loss in nats, calibration, a plain baseline.
 
     ``longer_wins`` is the accuracy of preferring the answer with more tokens. Without pairs there are no figures.
     """
@@ -120,7 +121,7 @@ def held_out_figures(rows: list[Row], chosen: list[float], rejected: list[float]
         "pair_accuracy": _share_above_zero(margins),
         "log_loss": math.fsum(math.log1p(math.exp(-abs(m))) + max(-m, 0.0) for m in margins) / len(margins),
         "longer_wins": _share_above_zero(lengths),
-    }
+    } | calibration(margins)
 
 
 def _share_above_zero(values: list[float]) -> float:

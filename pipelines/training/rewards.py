@@ -18,6 +18,14 @@ RewardFunction = Callable[[Sequence[Row], Sequence[Row], Sequence[bool]], list[f
 """Prompts, answers (EOS included where emitted) and whether each ended by itself -> one score an answer."""
 
 
+class Opinions(list[float]):
+    """The scores of an ensemble, with the standard deviation of its members' scores for each answer."""
+
+    def __init__(self, scores: list[float], deviations: list[float]) -> None:
+        super().__init__(scores)
+        self.deviations = deviations
+
+
 class RewardSource(Protocol):
     """Picklable; opened once on every worker."""
 
@@ -49,7 +57,8 @@ class LearnedReward:
 
         def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
             found = score_members(models, list(prompts), list(answers), self.batch_size, self.precision)
-            return cautious(found, self.deviations)
+            taken = cautious(found, self.deviations)
+            return Opinions(taken, found.std(0, correction=0).tolist()) if len(models) > 1 else taken
 
         return scores
 
@@ -113,6 +122,6 @@ def checked(function: RewardFunction) -> RewardFunction:
             raise DataError(f"the reward returned {type(found).__name__}, expected a list of numbers: {error}") from error
         if len(numbers) != len(answers):
             raise DataError(f"the reward returned {len(numbers)} scores for {len(answers)} answers; return one an answer")
-        return numbers
+        return Opinions(numbers, found.deviations) if isinstance(found, Opinions) else numbers
 
     return scores

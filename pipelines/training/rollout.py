@@ -6,7 +6,7 @@ Axes: B answers of this worker, T tokens of the longest (padded on the right), G
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,11 +21,15 @@ from pipelines.models.policy import pack
 from pipelines.training.distributed import all_sum
 from pipelines.training.engines import Engine
 from pipelines.training.learner import Learner
-from pipelines.training.rewards import OpenTerm, Row
+from pipelines.training.rewards import OpenTerm, Opinions, Row
 
 
 class NonFinite(Exception):
     """A number of a batch is NaN or infinite; the message says which."""
+
+
+class Spike(Exception):
+    """The gradient norm of a batch is far above those before it; the message gives both."""
 
 
 @dataclass
@@ -53,6 +57,8 @@ class Rollout:
     """[B] the weighted sum of the rewards' terms."""
     terms: dict[str, torch.Tensor]
     """[B] each term as it came."""
+    deviations: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """[B] standard deviation over the members of an ensemble of reward models; empty where there is none."""
 
 
 def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engine, seed: int, step: int) -> Rollout:
@@ -83,7 +89,10 @@ def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engin
 def score(rollout: Rollout, rewards: Sequence[OpenTerm]) -> None:
     """Fill in the scores; raise NonFinite on every worker if any number of the step is not finite on any of them."""
     for term in rewards:
-        rollout.terms[term.name] = torch.tensor(term.score(rollout.prompts, rollout.answers, rollout.ended))
+        found = term.score(rollout.prompts, rollout.answers, rollout.ended)
+        rollout.terms[term.name] = torch.tensor(found)
+        if isinstance(found, Opinions):
+            rollout.deviations = torch.tensor(found.deviations)
         rollout.scores = rollout.scores + term.weight * rollout.terms[term.name]
     for name in ("scores", "logprobs", "sampled", "reference", "values"):
         bad = (~torch.isfinite(getattr(rollout, name))).sum().double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Job:
     out: Path
     scratch: Path
     plot: Path | None = None
+    held_out: Term | None = None
+    """A judge that only watches."""
 
 
 @dataclass
@@ -54,6 +57,21 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
     """Steps whose batch met a number that is not finite, in the order in which it happened."""
+    rate_scale: float = 1.0
+    """What the learning rate is multiplied by: less than 1 after an action of the detectors."""
+    actions: list[dict[str, Any]] = field(default_factory=list)
+    """What the detectors have done: at which ``step``, which ``detector``, which ``action``, the step it went on ``after``."""
+    finished: bool = False
+    """A detector has ended the run before its last step."""
+
+    def record(self, step: int, detector: str, action: str) -> None:
+        """Add an action, taken at ``step``; the run goes on after the step that it is at now."""
+        self.actions = [*self.actions, {"step": step, "detector": detector, "action": action, "after": self.step}]
+
+    @property
+    def leave_out(self) -> set[int]:
+        """Steps whose batch is not trained on."""
+        return {*self.left_out, *(one["step"] for one in self.actions if one["action"] == "skip")}
 
 
 @dataclass
@@ -67,10 +85,14 @@ class Run:
     learner: Learner
     rewards: list[OpenTerm]
     progress: Progress
+    held_out: OpenTerm | None = None
 
 
-def begin(job: Job, worker: Worker, engine: Engine | None = None) -> Run:
-    """Load the models and the reward, and go on from the newest checkpoint if there is one; an open ``engine`` is kept."""
+def begin(job: Job, worker: Worker, engine: Engine | None = None, before: float = math.inf) -> Run:
+    """Load the models and the reward, and go on from the newest checkpoint (of a step below ``before``) if there is one.
+
+    An open ``engine`` is kept.
+    """
     if job.params.batch_size < worker.world_size:
         raise ConfigurationError(
             f"batch_size {job.params.batch_size} leaves some of the {worker.world_size} workers idle; raise it"
@@ -90,17 +112,18 @@ def begin(job: Job, worker: Worker, engine: Engine | None = None) -> Run:
     check_prompts(model, job.prompts, job.params.generation)  # all of them now, not each in its step
     learner = make_learner(model, job.params, seed, critic, mesh)
     rewards = open_terms(job.rewards, tokenizer, worker.device)
-    for term in rewards:  # a reward that raises or returns something else does so before training
+    watching = open_terms([job.held_out] if job.held_out else [], tokenizer, worker.device)
+    for term in [*rewards, *watching]:  # a reward that raises or returns something else does so before training
         term.score(job.prompts[:1], [[tokenizer.eos_token_id]], [True])
     progress = Progress(beta=job.params.beta)
-    found = checkpoints.newest(folder(job), warn=lambda note: worker.journal.log(0, job.params.steps, note=note))
+    found = checkpoints.newest(folder(job), lambda note: worker.journal.log(0, job.params.steps, note=note), before)
     if found is not None:
         step, states = found
         learner.restore(**states["learner"])
         kept = states["progress"]
-        progress = Progress(step, kept["beta"], Normaliser(**kept["normaliser"]), kept["history"], kept["left_out"])
+        progress = Progress(**(kept | {"step": step, "normaliser": Normaliser(**kept["normaliser"])}))
         torch.set_rng_state(states["random"])
-    return Run(job, worker, tokenizer, engine, learner, rewards, progress)
+    return Run(job, worker, tokenizer, engine, learner, rewards, progress, watching[0] if watching else None)
 
 
 def _critic(job: Job, device: str) -> RewardModel | None:
@@ -115,18 +138,25 @@ def _critic(job: Job, device: str) -> RewardModel | None:
 
 def keep(run: Run) -> None:
     """Save a checkpoint every ``save_steps`` steps and at the end, a snapshot every ``snapshot_every`` steps (rank 0)."""
-    job, step, first = run.job, run.progress.step, run.worker.rank == 0
+    job, step = run.job, run.progress.step
     if job.params.snapshot_every and step % job.params.snapshot_every == 0:
         policy = whole_policy(run)
-        if first:
+        if run.worker.rank == 0:
             snapshot(job.scratch, step, policy)
     if step % job.params.save_steps == 0 or step == job.params.steps:
-        learner = run.learner.state() if first or run.learner.sharded else {}
-        if first:
-            progress = {name: value for name, value in vars(run.progress).items() if name != "step"}
-            progress["normaliser"] = vars(run.progress.normaliser)
-            checkpoints.save(folder(job), step, {"learner": learner, "progress": progress, "random": torch.get_rng_state()})
+        save(run)
         barrier()
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint of the run as it is (rank 0; all workers have to call)."""
+    first = run.worker.rank == 0
+    learner = run.learner.state() if first or run.learner.sharded else {}
+    if first:
+        progress = {name: value for name, value in vars(run.progress).items() if name != "step"}
+        progress["normaliser"] = vars(run.progress.normaliser)
+        states = {"learner": learner, "progress": progress, "random": torch.get_rng_state()}
+        checkpoints.save(folder(run.job), run.progress.step, states)
 
 
 def whole_policy(run: Run) -> Any:
@@ -169,10 +199,13 @@ def recovered(run: Run, step: int, fault: NonFinite) -> Run:
             f"training stopped at {where}, the third batch within {INCIDENT_WINDOW} steps (steps {steps}); lower"
             " learning_rate or use precision float32, and check the reward on these prompts"
         )
+    actions = run.progress.actions
     if len(recent) == 2:
         run = begin(run.job, run.worker, run.engine)
         where += f"; rolled back to step {run.progress.step}"
     run.progress.left_out = left_out
+    run.progress.actions = actions
+    run.progress.record(step, "D1", "roll_back" if len(recent) == 2 else "skip")
     run.worker.journal.log(step, run.job.params.steps, note=f"{where}; its batch is left out")
     return run
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines.algorithms.advantages import masked_moments
 from pipelines.algorithms.kl import k3, log_ratio
 from pipelines.algorithms.policy_gradient import (
     clipped_policy_loss,
@@ -23,7 +24,7 @@ from pipelines.models.generation import batches_of_like_length
 from pipelines.models.policy import pack
 from pipelines.training.distributed import all_max, all_sum, sum_gradients
 from pipelines.training.learner import Learner
-from pipelines.training.rollout import NonFinite, Rollout
+from pipelines.training.rollout import NonFinite, Rollout, Spike
 from pipelines.training.sharding import clip_gradients, is_split
 
 SUMS = ("tokens", "loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "val/clipfrac")
@@ -35,6 +36,8 @@ class MiniBatch:
 
     sums: dict[str, float]
     grad_norm: float
+    ratios: tuple[float, float]
+    """The largest and the smallest ratio of a token."""
 
 
 def update(
@@ -45,8 +48,12 @@ def update(
     total_rows: int,
     seed: int,
     step: int,
+    gradient_limit: float = math.inf,
 ) -> dict[str, float]:
-    """All epochs of one step. ``total_rows`` answers lie on all workers. Returns the step's figures by their usual names."""
+    """All epochs of one step. ``total_rows`` answers lie on all workers. Returns the step's figures by their usual names.
+
+    Raises Spike, before the weights are touched, where the first mini-batch's gradient norm is above ``gradient_limit``.
+    """
     params = learner.params
     done: list[MiniBatch] = []
     epochs = 0
@@ -56,7 +63,8 @@ def update(
         for start in range(0, total_rows, params.mini_batch_size):
             chosen = order[start : start + params.mini_batch_size]
             mine = [row - rollout.first_row for row in chosen if 0 <= row - rollout.first_row < len(rollout.answers)]
-            done.append(_one(learner, rollout, advantages_BT, returns_BT, sorted(mine), step))
+            limit = gradient_limit if not done else math.inf
+            done.append(_one(learner, rollout, advantages_BT, returns_BT, sorted(mine), step, limit))
         epochs += 1
         recent = done[-(total_rows // params.mini_batch_size) :]
         if params.target_update_kl and _mean(recent, "policy/approxkl") > 1.5 * params.target_update_kl:
@@ -67,7 +75,11 @@ def update(
     figures["policy/first_ratio"] = _mean(done[:1], "policy/ratio")
     figures["policy/epochs"] = float(epochs)
     figures["grad_norm"] = sum(one.grad_norm for one in done) / len(done)
+    figures["grad_norm_max"] = max(one.grad_norm for one in done)
+    figures["policy/ratio_max"] = max(one.ratios[0] for one in done)
+    figures["policy/ratio_min"] = min(one.ratios[1] for one in done)
     figures["val/explained_variance"] = explained_variance(rollout.values, returns_BT, rollout.mask, all_sum)
+    figures["val/return_variance"] = masked_moments(returns_BT, rollout.mask, all_sum)[1]
     return figures
 
 
@@ -78,23 +90,26 @@ def _one(
     returns_BT: torch.Tensor,
     rows: list[int],
     step: int,
+    gradient_limit: float,
 ) -> MiniBatch:
-    """One optimiser step on this worker's ``rows`` of a mini-batch; NonFinite (on all workers) leaves the weights alone."""
+    """One optimiser step on this worker's ``rows`` of a mini-batch; NonFinite and Spike (on all workers) leave weights alone."""
     params = learner.params
     warming = step <= params.critic_warmup_steps and learner.value_head is not None
     tokens = all_sum(rollout.mask[rows].sum().double()).item()
     sums = torch.zeros(len(SUMS), dtype=torch.float64)
+    extremes = torch.full((2,), -math.inf, dtype=torch.float64)
     learner.optimizer.zero_grad(set_to_none=True)
     lengths = [len(rollout.prompts[row]) + len(rollout.answers[row]) for row in rows]
     micros = list(batches_of_like_length(lengths, params.micro_batch_size))
     # a layer is gathered from all workers at once: whoever has fewer micro-batches passes along
-    idle = all_max(len(micros)) - len(micros) if learner.sharded else 0
+    idle = int(all_max(torch.tensor(len(micros)))) - len(micros) if learner.sharded else 0
     for micro in micros:
-        loss, parts = _loss(learner, rollout, advantages_BT, returns_BT, [rows[place] for place in micro], warming)
+        loss, parts, ends = _loss(learner, rollout, advantages_BT, returns_BT, [rows[place] for place in micro], warming)
         (loss / tokens).backward()
         sums += parts
+        extremes = torch.maximum(extremes, ends)
     for _ in range(idle):
-        loss, _ = _loss(learner, rollout, advantages_BT, returns_BT, [0], warming)
+        loss, _, _ = _loss(learner, rollout, advantages_BT, returns_BT, [0], warming)
         (0.0 * loss).backward()
     moved = learner.trained(critic_only=warming)
     sum_gradients([parameter for parameter in moved if not is_split(parameter)])
@@ -103,8 +118,12 @@ def _one(
     if not all(map(math.isfinite, (norm, *totals.values()))):
         learner.optimizer.zero_grad(set_to_none=True)
         raise NonFinite("loss or gradient of the update")
+    if norm > gradient_limit:
+        learner.optimizer.zero_grad(set_to_none=True)
+        raise Spike(f"gradient norm {norm:.3g} above {gradient_limit:.3g}")
     learner.optimizer.step()
-    return MiniBatch(totals, norm)
+    largest, negated = all_max(extremes).tolist()
+    return MiniBatch(totals, norm, (largest, -negated))
 
 
 def _loss(
@@ -114,8 +133,8 @@ def _loss(
     returns_BT: torch.Tensor,
     rows: list[int],
     warming: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a micro-batch, summed over its tokens, and the sums to report [len(SUMS)]."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss of a micro-batch, summed over its tokens; the sums to report [len(SUMS)]; its largest and -smallest ratio [2]."""
     params, device = learner.params, learner.device
     packed = pack([rollout.prompts[row] for row in rows], [rollout.answers[row] for row in rows], device)
     valid = rollout.mask[rows].bool()
@@ -133,7 +152,8 @@ def _loss(
         outside_N = ((ratio_N - 1.0).abs() > params.cliprange).float() * float(params.cliprange > 0)
         approx_N = k3(log_ratio(old_N, logprobs_N))
         reported = (torch.ones_like(ratio_N), policy_N, value_N, approx_N, outside_N, ratio_N, value_clipped_N)
-        return loss, torch.stack([part.double().sum() for part in reported]).cpu()
+        ends = torch.stack([ratio_N.max(), -ratio_N.min()]).double().cpu()
+        return loss, torch.stack([part.double().sum() for part in reported]).cpu(), ends
 
 
 def _mean(batches: list[MiniBatch], name: str) -> float:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from pipelines.diagnosis.audit import Audit, Known, audit
 from pipelines.evaluation import findings, page, plots
 from pipelines.evaluation.findings import in_hash_order, labels
 from pipelines.evaluation.svg import SERIES, inline
@@ -36,7 +37,15 @@ def drawn(gathered: findings.Findings) -> list[plots.Plot]:
 
 @pytest.fixture(scope="module")
 def html(gathered: findings.Findings, drawn: list[plots.Plot]) -> str:
-    return page.render(gathered, drawn, examples=10)
+    return page.render(gathered, drawn, examples=10, audited=audited(gathered))
+
+
+def audited(gathered: findings.Findings) -> Audit:
+    """What the detectors say; PPO's learning rate was too high, and dpo is told to be worse than SFT."""
+    worse = gathered.metrics["policies"]["dpo"] | {"win_rate_ci": [0.3, 0.4]}
+    metrics = gathered.metrics | {"policies": gathered.metrics["policies"] | {"dpo": worse}}
+    clipped = gathered.histories["ppo"].assign(**{"policy/clipfrac": 0.6})
+    return audit(Known(gathered.histories | {"ppo": clipped}, metrics, {}, gathered.samples))
 
 
 class Visible(HTMLParser):
@@ -140,6 +149,14 @@ def test_a_history_without_a_known_column_draws_nothing(gathered: findings.Findi
     bare = {name: pd.DataFrame({"step": [1, 2]}) for name in gathered.histories}
     names = [plot.name for plot in plots.draw(findings.Findings(**(vars(gathered) | {"histories": bare})))]
     assert names == ["frontier", "gold_distribution", "proxy"]
+
+
+def test_what_the_detectors_found_is_shown(html: str) -> None:
+    text = " ".join(text for _, text in Visible(html).found)
+    assert "alarm D8, clip fraction, from step 5" in text
+    assert "the learning rate is too high" in text
+    assert "dpo: which stage is at fault" in text
+    assert "guarantee nothing" in text
 
 
 def test_a_run_without_policies_has_a_page(tmp_path: Path) -> None:

@@ -63,4 +63,5 @@ def test_only_the_policies_of_the_parameters_are_shown(reported: tuple[Path, dic
     metrics = json.loads((reported[0] / "metrics.json").read_text(encoding="utf-8"))
     assert list(metrics) == ["policies", "reward", "sft"]
     assert list(metrics["policies"]) == ["dpo", "ppo"]
+    assert '<section id="diagnosis">' in (reported[0] / "index.html").read_text(encoding="utf-8")
     assert "stale" not in (reported[0] / "index.html").read_text(encoding="utf-8")

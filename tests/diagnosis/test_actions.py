@@ -1,0 +1,140 @@
+"""Which action is taken: the order, the limit of three, the pause; and what it does to a run that really trains."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipelines.config.policies import Diagnosis
+from pipelines.diagnosis import Finding
+from pipelines.diagnosis.actions import choose
+from pipelines.errors import PrefloopError
+from pipelines.journal import read_from
+from tests.diagnosis import faults
+from tests.diagnosis.faults import Scored, kind, loss_times, on_policy
+from tests.training import onpolicy
+
+
+def asking(action: Any, detector: str = "D8", step: int = 20) -> Finding:
+    """A finding that is true at ``step`` and asks for an action."""
+    return Finding(detector, "signal", "alarm", 0.5, 0.3, step - 4, step, 5, "evidence", ("cause",), "remedy", action)
+
+
+def taken(action: str, detector: str = "D8", step: int = 1) -> dict[str, Any]:
+    """An action of before."""
+    return {"step": step, "detector": detector, "action": action, "after": step}
+
+
+def chosen(findings: list[Finding], *before: dict[str, Any], step: int = 20) -> tuple[str, str] | None:
+    """Detector and action."""
+    found = choose(findings, step, before)
+    return (found.detector, found.action) if found else None
+
+
+def test_the_order_of_actions() -> None:
+    """Adapt, then roll back, then stop; the strongest demand of several goes first."""
+    assert chosen([asking("lower_rate")]) == ("D8", "lower_rate")
+    assert chosen([asking("lower_rate")], taken("lower_rate")) == ("D8", "roll_back")
+    assert chosen([asking("lower_rate")], taken("lower_rate"), taken("roll_back", step=8)) == ("D8", "stop")
+    assert chosen([asking("lower_rate")], taken("lower_rate", "D3")) == ("D8", "lower_rate"), "another detector's does not count"
+    assert chosen([asking("lower_rate"), asking("roll_back", "D9")]) == ("D9", "roll_back")
+
+
+def test_three_at_the_most_with_a_pause_and_only_on_what_is_true_now() -> None:
+    three = [taken("skip", "D2", 1), taken("skip", "D2", 2), taken("skip", "D2", 3)]
+    assert chosen([asking("stop", "D5")], *three) is None
+    assert chosen([asking("lower_rate")], taken("raise_beta", "D4", 16)) is None
+    assert chosen([asking("lower_rate")], taken("raise_beta", "D4", 15)) == ("D8", "lower_rate")
+    assert chosen([asking("lower_rate", step=19)]) is None
+    assert chosen([asking("")]) is None
+
+
+ACT = {"diagnosis": Diagnosis(act=True)}
+
+
+def notes(place: Path) -> list[str]:
+    """What the journal says of actions."""
+    return [line["note"] for line in read_from(place / "journal.jsonl", 0)[0] if line["note"].startswith("action")]
+
+
+def test_reporting_only_changes_nothing_and_a_healthy_run_is_left_alone(tmp_path: Path) -> None:
+    """With and without ``act``, the same weights and the same history to the bit: nothing was found, nothing was done."""
+    for name, changes in (("off", {}), ("on", ACT)):
+        on_policy(tmp_path / name, steps=12, **changes)
+    for file in ("history.parquet", "metrics.json", "model/model.safetensors"):
+        assert (tmp_path / "off" / "out" / file).read_bytes() == (tmp_path / "on" / "out" / file).read_bytes()
+    assert notes(tmp_path / "on") == []
+
+
+@pytest.mark.slow
+def test_a_spike_is_skipped_before_it_touches_the_weights(tmp_path: Path) -> None:
+    """The loss of step 25 is multiplied by 10,000. Acting, its batch is left out: step 26 starts from the weights after 24."""
+    record = on_policy(tmp_path, steps=26, inject=partial(loss_times, 1e4, 25), **ACT)
+    assert 25 not in record.history["step"].tolist()
+    assert record.history["diagnosis/actions"].tolist() == [0.0] * 24 + [1.0]
+    assert [json.loads((tmp_path / "out" / "actions.json").read_text())[0][key] for key in ("step", "action")] == [25, "skip"]
+    (said,) = notes(tmp_path)
+    assert said.startswith("action 1 of 3, skip: step 25: gradient norm")
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_too_high_is_halved_first(tmp_path: Path) -> None:
+    """x 100: D3 holds three steps in a row, so the rate is halved; three actions are taken at most."""
+    with contextlib.suppress(PrefloopError):
+        on_policy(tmp_path, steps=40, save_steps=2, **(faults.FAST | ACT))
+    said = notes(tmp_path)
+    assert 1 <= len(said) <= 3
+    assert said[0].startswith("action 1 of 3, lower_rate")
+    assert "the learning rate is now 0.5 of the scheduled" in said[0]
+    steps = [int(note.partition(": step ")[2].partition(":")[0]) for note in said]
+    lines = read_from(tmp_path / "journal.jsonl", 0)[0]
+    rates = {line["step"]: line["metrics"]["learning_rate"] for line in lines if line["metrics"]}
+    assert (rates[steps[0]], rates[steps[0] + 1]) == (3e-2, 1.5e-2)
+
+
+@pytest.mark.slow
+def test_a_judge_that_falls_ends_the_run_where_it_still_stood(tmp_path: Path) -> None:
+    """The reward turns round at step 21, the judge stays. The run ends with the last checkpoint from before the fall."""
+
+    def turned(answer: Any) -> float:
+        return 2.0 - kind(answer)
+
+    record = on_policy(
+        tmp_path, steps=60, save_steps=5, score=Scored(kind, turned, 21), judge=Scored(kind), learning_rate=1e-3, **ACT
+    )
+    last = int(record.history["step"].iloc[-1])
+    said = notes(tmp_path)
+    assert said[-1].startswith(f"action {len(said)} of 3, finish")
+    assert last < 60
+    assert f"rolled back to step {last}" in said[-1]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_rolled_back_and_killed_ends_the_same(tmp_path: Path) -> None:
+    """Whatever the detectors decide is decided again: cut in the middle, resumed, the same history and actions."""
+    settings = {"steps": 24, "save_steps": 2, "beta": 0.0, "learning_rate": 5e-3, "kl_target": 0.5} | ACT
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    sft = onpolicy.make_folder(tmp_path / "sft")
+    score = onpolicy.Fault("raise", 10**6, tmp_path / "never")
+    ends = []
+    for place, reward in ((whole, score), (cut, onpolicy.Fault("raise", 15, tmp_path / "fired"))):
+        place.mkdir()
+        for _ in range(2):
+            try:
+                on_policy(place, score=reward, sft=sft, **settings)  # type: ignore[arg-type]
+                ends.append(pd.read_parquet(place / "out" / "history.parquet").to_json())
+                break
+            except RuntimeError:
+                continue
+            except PrefloopError as error:
+                ends.append(str(error))
+                break
+    assert (tmp_path / "fired").exists()
+    assert ends[0] == ends[1]
+    assert notes(whole), "something was done"

@@ -1,0 +1,47 @@
+"""The detectors beside a running stage: a sentence once, whatever the portions in which the journal comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.diagnosis import Record, examine
+from pipelines.diagnosis.live import HEAD, TAIL, Live, recent
+from pipelines.runner import _seen
+from tests.diagnosis.histories import at, on_policy
+
+
+def lines(**columns: Any) -> list[dict[str, Any]]:
+    """The journal of a run: a line a step, and a note without figures."""
+    rows = on_policy(**columns).to_dict("records")
+    return [{"step": 0, "metrics": {}, "timings": {}, "note": "hello"}] + [
+        {"step": int(row["step"]), "metrics": {key: value for key, value in row.items() if key != "step"}} for row in rows
+    ]
+
+
+def test_what_is_new_is_said_once() -> None:
+    """A clip fraction of 0.35 from step 10 on is an alarm at step 14, said with the portion that brings it."""
+    journal, live = lines(**{"policy/clipfrac": at(10, 0.35, 0.1)}), Live({"precision": "float32"})
+    said = [live.see(journal[start : start + 7]) for start in range(0, len(journal), 7)]
+    assert [len(some) for some in said] == [0, 0, 1, 0, 0, 0]
+    assert said[2][0].startswith("alarm D8, clip fraction: clipped share of tokens 0.35 at step 14, limit 0.3")
+    assert said[2][0].endswith("likely: the learning rate is too high")
+
+
+def test_a_healthy_stage_and_one_without_settings_are_silent() -> None:
+    assert Live({"precision": "float32"}).see(lines()) == []
+    assert _seen(Live({}), lines(**{"policy/clipfrac": 0.9})) == []
+
+
+def test_a_look_never_costs_a_run() -> None:
+    broken = [{"step": 1, "metrics": {"objective/kl": "no number"}}]
+    (said,) = _seen(Live({"precision": "float32"}), broken)
+    assert said.startswith("diagnosis: ValueError")
+
+
+def test_the_first_and_last_rows_are_enough() -> None:
+    """1,000 steps, a fault near the end: the same detectors speak, at the same step."""
+    frame = on_policy(1000, **{"objective/entropy": at(950, 0.15, 2.0, 1000)})
+    rows = recent(frame.to_dict("records"))
+    assert len(rows) == HEAD + TAIL
+    short, whole = (examine(Record("on_policy", one)) for one in (frame.__class__(rows), frame))
+    assert [(one.detector, one.first_step) for one in short] == [(one.detector, one.first_step) for one in whole] == [("D9", 950)]
