@@ -18,7 +18,7 @@ QUIET = {
 
 
 def main() -> int:
-    """Run the stage that the command line names; ``generate`` tries a model and ``data`` looks at data instead."""
+    """Run the stage that the command line names; ``generate``, ``compare`` and ``data`` try models and look at data instead."""
     if sys.argv[1:2] == ["data"]:
         from pipelines import dataset
 
@@ -28,6 +28,11 @@ def main() -> int:
         from pipelines import generate
 
         return generate.main(sys.argv[2:], Path.cwd())
+    if sys.argv[1:2] == ["compare"]:
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        from pipelines import compare
+
+        return compare.main(sys.argv[2:], Path.cwd())
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr)
         return 0 if "--help" in sys.argv or "-h" in sys.argv else 3

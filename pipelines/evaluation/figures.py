@@ -62,11 +62,19 @@ def against(ours: pd.DataFrame, theirs: pd.DataFrame, evaluate: Evaluate, seed: 
         "tie": gold.tie,
         "win_rate": gold.win_rate,
         "comparisons": gold.comparisons,
+        "length_controlled_win_rate": gold.length_controlled,
+        "prompts_won": gold.signs.won,
+        "prompts_lost": gold.signs.lost,
+        "sign_p": gold.signs.p,
         "reward_win_rate": proxy.win_rate,
         "perplexity_ratio": us["perplexity"] / them["perplexity"],
         "distinct_2_ratio": us["distinct_2"] / them["distinct_2"] if them["distinct_2"] else 1.0,
     }
-    intervals = {"win_rate_ci": list(gold.interval), "reward_win_rate_ci": list(proxy.interval)}
+    intervals = {
+        "win_rate_ci": list(gold.interval),
+        "reward_win_rate_ci": list(proxy.interval),
+        "length_controlled_win_rate_ci": list(gold.length_controlled_interval),
+    }
     return {key: _plain(value) for key, value in found.items()} | {
         key: [_plain(end) for end in ends] for key, ends in intervals.items()
     }

@@ -26,25 +26,22 @@ SFT = "sft"
 
 
 def run(ctx: Context) -> dict[str, float]:
-    """Beats: prompts, answers and their scores, the judge, figures, outputs."""
+    """Beats: prompts, answers and their scores, figures, outputs."""
     # 1. the held-out prompts
     name = ctx.name or SFT
-    prompts = _held_out(ctx)
+    prompts = held_out(ctx)
 
-    # 2. answers and what the models say of them, on the workers where there are some
-    rows = ctx.cluster.map(answer, _job(ctx, name), prompts)
-
-    # 3. the judge
+    # 2. answers, what the models say of them, and the judge, on the workers where there are some
     judge = ctx.params.preferences.judge
-    samples = as_table(rows, make_judge(judge))
+    samples = as_table(ctx.cluster.map(answer, job_of(ctx, name), prompts), make_judge(judge))
 
-    # 4. figures; a policy's are compared with those of the SFT model on the same prompts
+    # 3. figures; a policy's are compared with those of the SFT model on the same prompts
     metrics = describe(samples) | _judged_by(judge)
     if name != SFT:
         baseline = read_table(ctx.artifacts / "evaluations" / SFT / "samples.parquet", SAMPLES)
         metrics |= against(samples, baseline, ctx.params.evaluate, ctx.params.seed)
 
-    # 5. outputs
+    # 4. outputs
     write_table(samples, ctx.out(f"evaluations/{name}/samples.parquet"), SAMPLES)
     write_json(ctx.out(f"evaluations/{name}/metrics.json"), metrics)
     return numbers(metrics)
@@ -61,7 +58,8 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def _held_out(ctx: Context) -> list[Prompt]:
+def held_out(ctx: Context) -> list[Prompt]:
+    """The prompts of the split test."""
     table = read_table(ctx.artifacts / "prepared" / "prompts.parquet", PROMPTS)
     table = table[table["split"] == "test"]
     if table.empty:
@@ -69,7 +67,8 @@ def _held_out(ctx: Context) -> list[Prompt]:
     return [Prompt(id_, text) for id_, text in zip(table["id"], table["prompt"], strict=True)]
 
 
-def _job(ctx: Context, name: str) -> Job:
+def job_of(ctx: Context, name: str) -> Job:
+    """What a worker needs to answer as the SFT model or as a policy."""
     evaluate, artifacts = ctx.params.evaluate, ctx.artifacts
     sft = artifacts / SFT / "model"
     return Job(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from pipelines import config
 from pipelines.adapters.cluster import connect
@@ -18,38 +17,19 @@ from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.journal import Journal
-from pipelines.models.reward import new_reward, save_reward
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
-from tests.small import model_folder
-
-TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
-
+from tests.stages.inputs import TESTED, prompts, write_inputs
 
 GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
 EVALUATE = config.Evaluate(answers=2, precision="float32", bootstrap=200, generation=GENERATION)
-
-
-def _write_inputs(artifacts: Path) -> None:
-    for seed, name in enumerate(("base", "sft/model", "policies/ppo/model")):
-        model_folder(artifacts / name, seed)
-    model = new_reward(artifacts / "sft" / "model", "mean")
-    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
-    save_reward(model, artifacts / "reward")
-    rows = [(f"t{i}", text, "test") for i, text in enumerate(TESTED)] + [("v0", "ROMEO: But soft", "validation")]
-    write_table(_prompts(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
-
-
-def _prompts(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
-    columns = {"reference": "so", "template": "plain", "source": "test", "group": "play"}
-    return pd.DataFrame([{"id": id_, "prompt": text, **columns, "split": split} for id_, text, split in rows])
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[str, dict[str, float]]]:
     """Both stages run as the runner runs them; their outputs moved into place."""
     root = tmp_path_factory.mktemp("project")
-    _write_inputs(root / "artifacts")
+    write_inputs(root / "artifacts")
     settings, results = params(EVALUATE), {}
     for stage in ("evaluate_sft", "evaluate@ppo"):
         scratch = root / stage
@@ -107,6 +87,6 @@ def test_the_stage_returns_flat_numbers(evaluated: tuple[Context, dict[str, dict
 def test_no_held_out_prompt_is_an_error_of_the_data(
     evaluated: tuple[Context, dict[str, dict[str, float]]], tmp_path: Path
 ) -> None:
-    write_table(_prompts([("v0", "ROMEO: But soft", "train")]), tmp_path / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
+    write_table(prompts([("v0", "ROMEO: But soft", "train")]), tmp_path / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
     with pytest.raises(DataError, match="raise prepare.test_prompts"):
         evaluate.run(replace(evaluated[0], root=tmp_path))

@@ -1,0 +1,32 @@
+"""What the evaluate stages read: real models too small to be slow, and a few held-out prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from pipelines.data.schemas import PROMPTS
+from pipelines.data.tables import write_table
+from pipelines.models.reward import new_reward, save_reward
+from tests.small import model_folder
+
+TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
+
+
+def write_inputs(artifacts: Path) -> None:
+    """The base model, the SFT model, a policy ``ppo``, a reward model with a random head, the prompts."""
+    for seed, name in enumerate(("base", "sft/model", "policies/ppo/model")):
+        model_folder(artifacts / name, seed)
+    model = new_reward(artifacts / "sft" / "model", "mean")
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    save_reward(model, artifacts / "reward")
+    rows = [(f"t{i}", text, "test") for i, text in enumerate(TESTED)] + [("v0", "ROMEO: But soft", "validation")]
+    write_table(prompts(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
+
+
+def prompts(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
+    """A table of prompts from id, text and split."""
+    columns = {"reference": "so", "template": "plain", "source": "test", "group": "play"}
+    return pd.DataFrame([{"id": id_, "prompt": text, **columns, "split": split} for id_, text, split in rows])
