@@ -27,6 +27,9 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("gold_mean_greedy", "Gold score of the greedy answers", "+.3f"),
     ("reward_mean", "Reward model's score, mean", "+.3f"),
     ("win_rate", "Win rate against SFT, by the judge", "%"),
+    ("length_controlled_win_rate", "at equal lengths", "%"),
+    ("rating", "Rating (Elo points above SFT)", "+.0f"),
+    ("sign_p", "Sign test over prompts, p", ".2g"),
     ("reward_win_rate", "Win rate against SFT, by the reward model", "%"),
     ("kl", "KL to SFT (nats a sequence)", ".2f"),
     ("kl_se", "its standard error", ".2f"),
@@ -66,6 +69,7 @@ def render(found: Findings, plots: list[Plot], examples: int) -> str:
         cards=[_card(found, name) for name in found.policies],
         plots=sections,
         reward=_reward_facts(metrics["reward"]),
+        reward_groups=_reward_groups(metrics["reward"]),
         tables=_tables(found.quality),
         quality=_facts({key: value for key, value in found.quality.items() if key != "tables"}),
         pairs=_pair_facts(found.pairs),
@@ -127,13 +131,41 @@ def _figures(found: Findings) -> list[tuple[str, list[str]]]:
 
 def _reward_facts(reward: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The reward model's figures: label, value, what it means."""
+    low, high = reward.get("pair_accuracy_ci", (None, None))
+    interval = f" (95 % interval {100 * low:.1f} to {100 * high:.1f})" if low is not None else ""
+    filler = reward.get("filler", {})
     return [
-        ("Pair accuracy", shown(reward.get("pair_accuracy"), "%"), "held-out pairs in the labelled order"),
+        ("Pair accuracy", shown(reward.get("pair_accuracy"), "%"), f"held-out pairs in the labelled order{interval}"),
         ("Ceiling", shown(reward.get("pair_accuracy_ceiling"), "%"), "the labels' own agreement with the judge on these pairs"),
         ("Log loss", shown(reward.get("log_loss"), ".3f"), "nats a pair; 0.693 is a coin"),
         ("Longer wins", shown(reward.get("longer_wins"), "%"), "what counting tokens alone would reach"),
         ("Rank correlation", shown(reward.get("gold_rank_correlation"), ".2f"), "with the judge, on SFT's held-out answers"),
+        ("Calibration error", shown(reward.get("calibration_error"), "%"), "how far its confidence is from its accuracy"),
+        ("Filler", shown(filler.get("change_sd"), "+.2f"), "standard deviations that empty words behind an answer add"),
     ]
+
+
+def _reward_groups(reward: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Accuracy by source, group and length: kind, name, pairs, accuracy with its interval, what longer answers would reach."""
+    rows = []
+    for key, kind in (("by_source", "source"), ("by_group", "group"), ("by_length", "chosen answer")):
+        for name, found in reward.get(key, {}).items():
+            low, high = found["accuracy_ci"]
+            accuracy = f"{shown(found['accuracy'], '%')} ({100 * low:.0f} to {100 * high:.0f})"
+            rows.append((kind, name, f"{found['pairs']:,}", accuracy, shown(found["longer_wins"], "%")))
+    people = reward.get("people")
+    if people:
+        low, high = people["agreement_ci"]
+        rows.append(
+            (
+                "judge",
+                "people",
+                f"{people['pairs']:,}",
+                f"{shown(people['agreement'], '%')} ({100 * low:.0f} to {100 * high:.0f})",
+                "–",
+            )
+        )
+    return rows
 
 
 def _pair_facts(pairs: pd.DataFrame) -> list[tuple[str, str]]:

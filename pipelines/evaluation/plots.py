@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.findings import SFT, Findings
+from pipelines.evaluation.reward_quality import reliability
 from pipelines.evaluation.svg import MUTED, NEUTRAL, SERIES, Plot, render
 
 
@@ -46,7 +47,7 @@ def draw(found: Findings) -> list[Plot]:
     plots: list[Plot | None] = [_frontier(found), _gold_distribution(found), _proxy(found)]
     plots += [_training(found, SFT, "sft_loss", "SFT loss", "Nats a token, on the completion's tokens only.")]
     plots += [_training(found, "reward", "reward_loss", "Reward model's loss", "Bradley-Terry; 0.693 = knows nothing yet.")]
-    plots += [_reward_accuracy(found)]
+    plots += [_reward_accuracy(found), _reliability(found)]
     plots += [_curve(found, curve) for curve in CURVES]
     return [plot for plot in plots if plot is not None]
 
@@ -105,6 +106,23 @@ def _reward_accuracy(found: Findings) -> Plot | None:
     caption = "0.5 is a coin; the dashed line is what a perfect model would reach."
     svg = render("reward_accuracy", "Reward model: pairs in the right order", paint, legend=legend)
     return Plot("reward_accuracy", "models", caption, svg)
+
+
+def _reliability(found: Findings) -> Plot | None:
+    """How often the reward model is right, by how sure it is (Guo et al. 2017, figure 1)."""
+    bins = reliability(found.scored_pairs) if len(found.scored_pairs) else found.scored_pairs
+    if bins.empty:
+        return None
+
+    def paint(axes: Axes) -> None:
+        axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linestyle="--", linewidth=1, label="as sure as right")
+        axes.plot(bins["confidence"], bins["accuracy"], color=SERIES[0], label="reward model")
+        axes.scatter(bins["confidence"], bins["accuracy"], s=8 + 90 * bins["pairs"] / bins["pairs"].sum(), color=SERIES[0])
+        axes.set(xlabel="confidence", ylabel="share right", xlim=(0.48, 1.02), ylim=(0.0, 1.05))
+
+    caption = "Below the dashed line it is surer than it is right. A larger dot stands for more pairs."
+    svg = render("reliability", "Is the reward model as sure as it is right?", paint, legend=2)
+    return Plot("reliability", "models", caption, svg)
 
 
 def _frontier(found: Findings) -> Plot:

@@ -1,7 +1,9 @@
 """A model on held-out prompts; a policy also against the SFT model, answer by answer.
 
-Reads:   prepared/prompts.parquet (split test), base, sft, reward, policies/NAME, and for a policy evaluations/sft
-Writes:  evaluations/NAME/{samples.parquet, metrics.json} (NAME is ``sft`` for the stage evaluate_sft)
+Reads:   prepared/prompts.parquet (split test), base, sft, reward; preferences/pairs.parquet (split test) for the SFT model,
+         policies/NAME and evaluations/sft for a policy
+Writes:  evaluations/NAME/{samples.parquet, metrics.json} (NAME is ``sft`` for the stage evaluate_sft);
+         evaluations/sft/pairs.parquet: the reward model's scores of the held-out pairs
 Params:  seed, preferences.judge, evaluate
 Metrics: gold_mean, reward_mean, kl, win, lose, tie, win_rate, reward_win_rate, length, entropy, eos_rate, distinct_1..3,
          repetition, perplexity (of the answers under the base model) and its ratio to that of SFT's answers
@@ -12,14 +14,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from pipelines.config import Judge
 from pipelines.context import Context
-from pipelines.data.schemas import PROMPTS
+from pipelines.data.schemas import PAIRS, PROMPTS, empty
 from pipelines.data.tables import read_table, write_json, write_table
 from pipelines.errors import DataError
+from pipelines.evaluation import scored_pairs
 from pipelines.evaluation.answers import Job, Prompt, answer, as_table
 from pipelines.evaluation.figures import against, describe
 from pipelines.evaluation.samples import SAMPLES
+from pipelines.evaluation.scored_pairs import SCORED_PAIRS
 from pipelines.judges import make_judge, name_of
 
 SFT = "sft"
@@ -37,7 +43,9 @@ def run(ctx: Context) -> dict[str, float]:
 
     # 3. figures; a policy's are compared with those of the SFT model on the same prompts
     metrics = describe(samples) | _judged_by(judge)
-    if name != SFT:
+    if name == SFT:
+        _score_pairs(ctx)
+    else:
         baseline = read_table(ctx.artifacts / "evaluations" / SFT / "samples.parquet", SAMPLES)
         metrics |= against(samples, baseline, ctx.params.evaluate, ctx.params.seed)
 
@@ -81,6 +89,17 @@ def job_of(ctx: Context, name: str) -> Job:
         precision=evaluate.precision,
         seed=ctx.params.seed,
     )
+
+
+def _score_pairs(ctx: Context) -> None:
+    """The reward model on the pairs of the test split; what its scores are worth is worked out by the report."""
+    pairs = read_table(ctx.artifacts / "preferences" / "pairs.parquet", PAIRS)
+    evaluate = ctx.params.evaluate
+    sft, reward = ctx.artifacts / SFT / "model", ctx.artifacts / "reward"
+    job = scored_pairs.Job(sft, reward, evaluate.generation.batch_size, evaluate.precision)
+    rows = ctx.cluster.map(scored_pairs.score_pairs, job, pairs[pairs["split"] == "test"].to_dict("records"))
+    scored = pd.DataFrame(rows) if rows else empty(SCORED_PAIRS)
+    write_table(scored, ctx.out("evaluations/sft/pairs.parquet"), SCORED_PAIRS)
 
 
 def _judged_by(judge: Judge) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Reads:   evaluations, policies, sft and reward (histories and figures), preferences, prepared/quality.json
 Writes:  report/{index.html, metrics.json}, report/plots/*.svg
-Params:  seed, report, policies (only the policies named there are shown)
+Params:  seed, evaluate, report, policies (only the policies named there are shown)
 Metrics: policies (how many are shown), pair_accuracy, and each policy's win rate
 Paper:   Gao et al. 2022 (gold and proxy against KL), Rafailov et al. 2023, figure 2 (the reward-KL frontier)
 """
@@ -18,7 +18,7 @@ def run(ctx: Context) -> dict[str, float]:
     """Beats: gather, draw, write."""
     # 1. everything that earlier stages have found
     methods: dict[str, str] = {name: policy.method for name, policy in sorted(ctx.params.policies.items())}
-    found = findings.gather(ctx.artifacts, methods, ctx.params.seed)
+    found = findings.gather(ctx.artifacts, methods, ctx.params.evaluate, ctx.params.seed)
     ctx.journal.log(1, 3, note="gathered")
 
     # 2. plots, as files on white

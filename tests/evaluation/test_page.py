@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from pipelines.config import Evaluate
 from pipelines.evaluation import findings, page, plots
 from pipelines.evaluation.findings import in_hash_order, labels
 from pipelines.evaluation.svg import SERIES, inline
@@ -26,7 +27,7 @@ METHODS = {"dpo": "dpo", "ppo": "ppo"}
 def gathered(tmp_path_factory: pytest.TempPathFactory) -> findings.Findings:
     root = tmp_path_factory.mktemp("run")
     write_run(root, METHODS, prompts=40, nasty=True)
-    return findings.gather(root / "artifacts", METHODS, seed=1)
+    return findings.gather(root / "artifacts", METHODS, Evaluate(), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,9 @@ def test_the_figures_have_the_promised_shape(gathered: findings.Findings) -> Non
     assert all(row["win"] + row["lose"] + row["tie"] == pytest.approx(1.0, abs=2e-6) for row in metrics["policies"].values())
     assert metrics["reward"]["pair_accuracy"] == 0.725
     assert metrics["reward"]["pair_accuracy_ceiling"] == 0.75
+    assert metrics["sft"]["rating"] == 0.0
+    low, high = metrics["policies"]["ppo"]["rating_ci"]
+    assert 0 < low < metrics["policies"]["ppo"]["rating"] < high
 
 
 def test_the_examples_are_the_first_in_hash_order(gathered: findings.Findings, html: str) -> None:
@@ -139,12 +143,12 @@ def test_plots_are_whole_svg_and_take_the_colours_of_the_page(drawn: list[plots.
 def test_a_history_without_a_known_column_draws_nothing(gathered: findings.Findings) -> None:
     bare = {name: pd.DataFrame({"step": [1, 2]}) for name in gathered.histories}
     names = [plot.name for plot in plots.draw(findings.Findings(**(vars(gathered) | {"histories": bare})))]
-    assert names == ["frontier", "gold_distribution", "proxy"]
+    assert names == ["frontier", "gold_distribution", "proxy", "reliability"]
 
 
 def test_a_run_without_policies_has_a_page(tmp_path: Path) -> None:
     write_run(tmp_path, {}, prompts=3)
-    alone = findings.gather(tmp_path / "artifacts", {}, seed=1)
+    alone = findings.gather(tmp_path / "artifacts", {}, Evaluate(), seed=1)
     assert "No policy was trained" in page.render(alone, plots.draw(alone), examples=10)
 
 

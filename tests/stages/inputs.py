@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipelines.data.schemas import PROMPTS
+from pipelines.data.schemas import PAIRS, PROMPTS
 from pipelines.data.tables import write_table
 from pipelines.models.reward import new_reward, save_reward
 from tests.small import model_folder
@@ -16,7 +16,7 @@ TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
 
 
 def write_inputs(artifacts: Path) -> None:
-    """The base model, the SFT model, a policy ``ppo``, a reward model with a random head, the prompts."""
+    """The base model, the SFT model, a policy ``ppo``, a reward model with a random head, prompts and pairs."""
     for seed, name in enumerate(("base", "sft/model", "policies/ppo/model")):
         model_folder(artifacts / name, seed)
     model = new_reward(artifacts / "sft" / "model", "mean")
@@ -24,6 +24,18 @@ def write_inputs(artifacts: Path) -> None:
     save_reward(model, artifacts / "reward")
     rows = [(f"t{i}", text, "test") for i, text in enumerate(TESTED)] + [("v0", "ROMEO: But soft", "validation")]
     write_table(prompts(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
+    write_table(pairs(), artifacts / "preferences" / "pairs.parquet", PAIRS)
+
+
+def pairs() -> pd.DataFrame:
+    """Two pairs of the test split that share an answer, one of them cut, and a pair of the training split."""
+    told = [("q0", "sweet", "foul", "test"), ("q1", "sweet", "a most foul night", "test"), ("q2", "joy", "hate", "train")]
+    rows = []
+    for id_, chosen, rejected, split in told:
+        text = {"id": id_, "prompt_id": "t0", "prompt": TESTED[0], "chosen": f" {chosen}", "rejected": f" {rejected}"}
+        origin = {"judge": "people", "group": "all", "margin": 1.0, "source": "test", "split": split}
+        rows.append(text | origin | {"chosen_ended": True, "rejected_ended": id_ != "q1"})
+    return pd.DataFrame(rows)
 
 
 def prompts(rows: list[tuple[str, str, str]]) -> pd.DataFrame:

@@ -14,9 +14,13 @@ from pipelines.adapters.cluster import connect
 from pipelines.context import Context
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, write_table
+from pipelines.data.tokens import encode_completion, encode_prompt
 from pipelines.errors import DataError
 from pipelines.evaluation.samples import SAMPLES
+from pipelines.evaluation.scored_pairs import FILLER, SCORED_PAIRS
 from pipelines.journal import Journal
+from pipelines.models.loading import load_tokenizer
+from pipelines.models.reward import load_reward, score
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
 from tests.stages.inputs import TESTED, prompts, write_inputs
@@ -73,6 +77,25 @@ def test_sft_has_no_drift_and_no_win_rate(evaluated: tuple[Context, dict[str, di
     assert (metrics["kl"], metrics["kl_se"]) == (0.0, 0.0)
     assert "win_rate" not in metrics
     assert (metrics["judge"], metrics["judge_is_gold"]) == ("lexicon", True)
+
+
+def test_the_reward_model_scores_the_held_out_pairs(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    """Each score again, one answer at a time; EOS only behind what ended, and behind the filler."""
+    artifacts = evaluated[0].artifacts
+    scored = read_table(artifacts / "evaluations" / "sft" / "pairs.parquet", SCORED_PAIRS)
+    assert scored["id"].tolist() == ["q0", "q1"]
+    sft = artifacts / "sft" / "model"
+    coder, model = load_tokenizer(sft), load_reward(artifacts / "reward", sft)
+
+    def alone(answer: str, ended: bool) -> float:
+        said = encode_completion(coder, answer, eos=ended)
+        return score(model, [encode_prompt(coder, TESTED[0])], [said], 1, "float32")[0]
+
+    assert scored["chosen_reward"].tolist() == pytest.approx([alone(" sweet", True)] * 2, abs=1e-5)
+    expected = [alone(" foul", True), alone(" a most foul night", False)]
+    assert scored["rejected_reward"].tolist() == pytest.approx(expected, abs=1e-5)
+    assert scored["filler_reward"].tolist() == pytest.approx([alone(" sweet" + FILLER, True)] * 2, abs=1e-5)
+    assert scored["rejected_tokens"].tolist()[1] == len(encode_completion(coder, " a most foul night", eos=False))
 
 
 def test_the_stage_returns_flat_numbers(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
