@@ -60,9 +60,13 @@ class Preferences(Section):
 
 
 class Evaluate(Section):
-    """Answers on held-out prompts, compared with the SFT model's answer by answer."""
+    """Answers on held-out prompts, compared with the SFT model's answer by answer.
+
+    ``demonstrations`` of the test split are read for perplexity (0 = none).
+    """
 
     answers: Count = 3
+    demonstrations: Annotated[int, Field(ge=0)] = 64
     precision: Precision = "bf16"
     tie_margin: Annotated[float, Field(ge=0.0)] = 0.05
     bootstrap: Count = 2000

@@ -34,6 +34,7 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("kl", "KL to SFT (nats a sequence)", ".2f"),
     ("kl_se", "its standard error", ".2f"),
     ("kl_per_token", "KL to SFT (nats a token)", ".3f"),
+    ("kl_per_token_se", "its standard error", ".3f"),
     ("length", "Length (tokens)", ".1f"),
     ("eos_rate", "Answers that end by themselves", "%"),
     ("entropy", "Entropy (nats a token)", ".2f"),
@@ -44,6 +45,12 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("distinct_2_ratio", "against SFT's", ".2fx"),
     ("distinct_3", "Distinct-3", ".3f"),
     ("repetition", "Repetition within an answer (3-grams)", ".3f"),
+    ("copied", "Runs of five words copied from the training text", "%"),
+    ("demonstration_perplexity", "Perplexity of held-out demonstrations", ".1f"),
+    ("exact_match", "Greedy answers that match the reference", "%"),
+    ("rouge_l", "ROUGE-L of greedy answers and references", ".3f"),
+    ("rouge_l_unseen_templates", "in templates not trained on", ".3f"),
+    ("rouge_l_unseen_tasks", "in tasks not trained on", ".3f"),
 )
 
 

@@ -1,29 +1,33 @@
 """A model on held-out prompts; a policy also against the SFT model, answer by answer.
 
-Reads:   prepared/prompts.parquet (split test), base, sft, reward; preferences/pairs.parquet (split test) for the SFT model,
-         policies/NAME and evaluations/sft for a policy
+Reads:   prepared/{prompts, demonstrations}.parquet, base, sft, reward; preferences/pairs.parquet for the SFT model;
+         policies/NAME and evaluations/sft for a policy. Only the test split is evaluated on.
 Writes:  evaluations/NAME/{samples.parquet, metrics.json} (NAME is ``sft`` for the stage evaluate_sft);
          evaluations/sft/pairs.parquet: the reward model's scores of the held-out pairs
 Params:  seed, preferences.judge, evaluate
 Metrics: gold_mean, reward_mean, kl, win, lose, tie, win_rate, reward_win_rate, length, entropy, eos_rate, distinct_1..3,
-         repetition, perplexity (of the answers under the base model) and its ratio to that of SFT's answers
+         repetition, perplexity (of the answers under the base model) and its ratio to that of SFT's answers,
+         demonstration_perplexity, copied, exact_match and rouge_l (docs/evaluation.md has all)
 Paper:   Stiennon et al. 2020 (win rate and KL to SFT), Gao et al. 2022 (gold against proxy), Li et al. 2016 (distinct-n)
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pipelines.config import Judge
 from pipelines.context import Context
-from pipelines.data.schemas import PAIRS, PROMPTS, empty
+from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PROMPTS, empty
 from pipelines.data.tables import read_table, write_json, write_table
 from pipelines.errors import DataError
-from pipelines.evaluation import scored_pairs
+from pipelines.evaluation import language, scored_pairs
 from pipelines.evaluation.answers import Job, Prompt, answer, as_table
-from pipelines.evaluation.figures import against, describe
+from pipelines.evaluation.comparison import sampled
+from pipelines.evaluation.figures import against, describe, plain
+from pipelines.evaluation.metrics import perplexity
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.scored_pairs import SCORED_PAIRS
 from pipelines.judges import make_judge, name_of
@@ -42,7 +46,7 @@ def run(ctx: Context) -> dict[str, float]:
     samples = as_table(ctx.cluster.map(answer, job_of(ctx, name), prompts), make_judge(judge))
 
     # 3. figures; a policy's are compared with those of the SFT model on the same prompts
-    metrics = describe(samples) | _judged_by(judge)
+    metrics = describe(samples) | _judged_by(judge) | _language(ctx, job_of(ctx, name).policy, samples)
     if name == SFT:
         _score_pairs(ctx)
     else:
@@ -89,6 +93,21 @@ def job_of(ctx: Context, name: str) -> Job:
         precision=evaluate.precision,
         seed=ctx.params.seed,
     )
+
+
+def _language(ctx: Context, model: Path, samples: pd.DataFrame) -> dict[str, Any]:
+    """What a model makes of held-out demonstrations, how far it copies those it learnt from, and whether it follows."""
+    evaluate, prepared = ctx.params.evaluate, ctx.artifacts / "prepared"
+    demonstrations = read_table(prepared / "demonstrations.parquet", DEMONSTRATIONS)
+    test, train = (demonstrations[demonstrations["split"] == split] for split in ("test", "train"))
+    texts = list(zip(test["prompt"], test["completion"], strict=True))[: evaluate.demonstrations]
+    job = language.Job(model, evaluate.generation.batch_size, evaluate.precision)
+    read = ctx.cluster.map(language.read_texts, job, texts)
+    found = language.following(samples, read_table(prepared / "prompts.parquet", PROMPTS), demonstrations)
+    found["copied"] = language.copied(sampled(samples)["text"].tolist(), (train["prompt"] + train["completion"]).tolist())
+    if read:
+        found["demonstration_perplexity"] = perplexity(*zip(*read, strict=True))
+    return plain(found)
 
 
 def _score_pairs(ctx: Context) -> None:

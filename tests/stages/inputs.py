@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipelines.data.schemas import PAIRS, PROMPTS
+from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PROMPTS
 from pipelines.data.tables import write_table
 from pipelines.models.reward import new_reward, save_reward
 from tests.small import model_folder
@@ -24,7 +24,16 @@ def write_inputs(artifacts: Path) -> None:
     save_reward(model, artifacts / "reward")
     rows = [(f"t{i}", text, "test") for i, text in enumerate(TESTED)] + [("v0", "ROMEO: But soft", "validation")]
     write_table(prompts(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
+    write_table(demonstrations(), artifacts / "prepared" / "demonstrations.parquet", DEMONSTRATIONS)
     write_table(pairs(), artifacts / "preferences" / "pairs.parquet", PAIRS)
+
+
+def demonstrations() -> pd.DataFrame:
+    """Two of the test split, one of the training split."""
+    told = [("d0", "IAGO: I am not", " what I am.", "test"), ("d1", "LEAR: Nothing", " will come", "test")]
+    told += [("d2", "VIOLA: If music", " be the food of love", "train")]
+    columns = {"template": "plain", "source": "test", "group": "play"}
+    return pd.DataFrame([{"id": i, "prompt": p, "completion": c, **columns, "split": s} for i, p, c, s in told])
 
 
 def pairs() -> pd.DataFrame:

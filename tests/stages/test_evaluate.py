@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from pipelines import config
 from pipelines.adapters.cluster import connect
@@ -19,11 +21,11 @@ from pipelines.errors import DataError
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.scored_pairs import FILLER, SCORED_PAIRS
 from pipelines.journal import Journal
-from pipelines.models.loading import load_tokenizer
+from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import load_reward, score
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
-from tests.stages.inputs import TESTED, prompts, write_inputs
+from tests.stages.inputs import TESTED, demonstrations, prompts, write_inputs
 
 GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
 EVALUATE = config.Evaluate(answers=2, precision="float32", bootstrap=200, generation=GENERATION)
@@ -77,6 +79,24 @@ def test_sft_has_no_drift_and_no_win_rate(evaluated: tuple[Context, dict[str, di
     assert (metrics["kl"], metrics["kl_se"]) == (0.0, 0.0)
     assert "win_rate" not in metrics
     assert (metrics["judge"], metrics["judge_is_gold"]) == ("lexicon", True)
+
+
+def test_the_held_out_demonstrations_are_read_with_their_eos(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    """Perplexity again, from one plain forward pass a text."""
+    artifacts = evaluated[0].artifacts
+    for name, model in (("sft", "sft/model"), ("ppo", "policies/ppo/model")):
+        coder, lm = load_tokenizer(artifacts / model), load_causal_lm(artifacts / model)
+        total, count = 0.0, 0
+        for row in demonstrations()[:2].itertuples():
+            asked, said = encode_prompt(coder, row.prompt), encode_completion(coder, row.completion)
+            with torch.no_grad():
+                logps = lm(torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+            total -= float(logps[range(len(said)), said].sum())
+            count += len(said)
+        metrics = json.loads((artifacts / "evaluations" / name / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["demonstration_perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+        assert 0.0 <= metrics["rouge_l"] <= 1.0
+        assert "rouge_l_unseen_templates" not in metrics
 
 
 def test_the_reward_model_scores_the_held_out_pairs(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
