@@ -51,6 +51,8 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("rouge_l", "ROUGE-L of greedy answers and references", ".3f"),
     ("rouge_l_unseen_templates", "in templates not trained on", ".3f"),
     ("rouge_l_unseen_tasks", "in tasks not trained on", ".3f"),
+    ("posix", "Sensitivity to the prompt's wording (POSIX)", ".3f"),
+    ("posix_se", "its standard error", ".3f"),
 )
 
 

@@ -1,13 +1,13 @@
 """A model on held-out prompts; a policy also against the SFT model, answer by answer.
 
-Reads:   prepared/{prompts, demonstrations}.parquet, base, sft, reward; preferences/pairs.parquet for the SFT model;
+Reads:   prepared/{prompts, phrasings, demonstrations}.parquet, base, sft, reward; preferences/pairs.parquet for the SFT model;
          policies/NAME and evaluations/sft for a policy. Only the test split is evaluated on.
 Writes:  evaluations/NAME/{samples.parquet, metrics.json} (NAME is ``sft`` for the stage evaluate_sft);
          evaluations/sft/pairs.parquet: the reward model's scores of the held-out pairs
 Params:  seed, preferences.judge, evaluate
 Metrics: gold_mean, reward_mean, kl, win, lose, tie, win_rate, reward_win_rate, length, entropy, eos_rate, distinct_1..3,
          repetition, perplexity (of the answers under the base model) and its ratio to that of SFT's answers,
-         demonstration_perplexity, copied, exact_match and rouge_l (docs/evaluation.md has all)
+         demonstration_perplexity, copied, exact_match, rouge_l, posix (docs/evaluation.md has all)
 Paper:   Stiennon et al. 2020 (win rate and KL to SFT), Gao et al. 2022 (gold against proxy), Li et al. 2016 (distinct-n)
 """
 
@@ -20,14 +20,14 @@ import pandas as pd
 
 from pipelines.config import Judge
 from pipelines.context import Context
-from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PROMPTS, empty
+from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PHRASINGS, PROMPTS, empty
 from pipelines.data.tables import read_table, write_json, write_table
 from pipelines.errors import DataError
-from pipelines.evaluation import language, scored_pairs
+from pipelines.evaluation import language, scored_pairs, sensitivity
 from pipelines.evaluation.answers import Job, Prompt, answer, as_table
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.figures import against, describe, plain
-from pipelines.evaluation.metrics import perplexity
+from pipelines.evaluation.metrics import cluster_mean, perplexity
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.scored_pairs import SCORED_PAIRS
 from pipelines.judges import make_judge, name_of
@@ -107,7 +107,19 @@ def _language(ctx: Context, model: Path, samples: pd.DataFrame) -> dict[str, Any
     found["copied"] = language.copied(sampled(samples)["text"].tolist(), (train["prompt"] + train["completion"]).tolist())
     if read:
         found["demonstration_perplexity"] = perplexity(*zip(*read, strict=True))
-    return plain(found)
+    return plain(found | _sensitivity(ctx, job))
+
+
+def _sensitivity(ctx: Context, job: language.Job) -> dict[str, Any]:
+    """POSIX over the intents that stand in several phrasings; {} without any."""
+    table = read_table(ctx.artifacts / "prepared" / "phrasings.parquet", PHRASINGS)
+    intents = [group["prompt"].drop_duplicates().tolist() for _, group in table.groupby("intent", sort=False)]
+    asked = sensitivity.Job(job.model, ctx.params.evaluate.generation, job.precision)
+    found = ctx.cluster.map(sensitivity.ask, asked, intents)
+    if not found:
+        return {}
+    mean, error = cluster_mean(found, range(len(found)))
+    return {"posix": mean, "posix_se": error, "posix_intents": len(found)}
 
 
 def _score_pairs(ctx: Context) -> None:

@@ -2,7 +2,7 @@
 
 Reads    the installed package ``prepare.package``, or the files and hub data sets under ``prepare.sources``;
          ``data/preferences/*.jsonl``, ``data/templates/``
-Writes   artifacts/prepared/{corpus,demonstrations,prompts,preferences,labels}.parquet, artifacts/prepared/quality.json,
+Writes   artifacts/prepared/{corpus,demonstrations,prompts,phrasings,preferences,labels}.parquet, artifacts/prepared/quality.json,
          artifacts/prepared/quarantine.jsonl (bad rows that were put aside: code, place, reason)
 Params   seed, prepare
 Metrics  demonstrations, prompts, preferences, corpus, labels (rows); rows/RULE: read, quarantined, dropped by rule
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipelines.config.data import Prepare, Source
 from pipelines.context import Context
-from pipelines.data import schemas
+from pipelines.data import phrasings, schemas
 from pipelines.data.candidates import as_pairs, from_plays, from_rows
 from pipelines.data.mixture import draw, selected
 from pipelines.data.plays import read_plays
@@ -77,6 +77,7 @@ def run(ctx: Context) -> dict[str, float]:
         raise DataError(f"{facts['prompts_in_two_splits']} prompts stand in two splits; name their rows' groups alike")
     for name, rows in (drawn | {"labels": labels}).items():
         write_table(rows, ctx.out(f"prepared/{name}.parquet"), TABLES[name])
+    write_table(phrased(ctx, prompts, prepare), ctx.out("prepared/phrasings.parquet"), schemas.PHRASINGS)
     write_json(ctx.out("prepared/quality.json"), facts)
     return {name: float(len(rows)) for name, rows in drawn.items()} | counts(facts)
 
@@ -93,6 +94,14 @@ def draw_prompts(candidates: pd.DataFrame, prepare: Prepare, weights: dict[str, 
     asked = candidates[candidates["askable"]].drop_duplicates("prompt")
     drawn = [_first(asked, split, count, "prompts", prepare, weights) for split, count in wanted.items()]
     return _columns(pd.concat(drawn), schemas.PROMPTS)
+
+
+def phrased(ctx: Context, prompts: pd.DataFrame, prepare: Prepare) -> pd.DataFrame:
+    """The first test prompts in every phrasing that the recipe has for them."""
+    wanted = prompts[prompts["split"] == "test"]["id"].head(prepare.phrasings).tolist()
+    if prepare.source == "plays":
+        return phrasings.of_plays(read_plays(prepare.package), prepare, wanted)
+    return phrasings.of_sources(prepare, ctx.root, ctx.params.seed, wanted)
 
 
 def draw_demonstrations(

@@ -7,12 +7,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PROMPTS
+from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PHRASINGS, PROMPTS
 from pipelines.data.tables import write_table
 from pipelines.models.reward import new_reward, save_reward
 from tests.small import model_folder
 
 TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
+
+PHRASED = pd.DataFrame(
+    [
+        {"intent": "t0", "template": "colon", "prompt": "HAMLET: To be"},
+        {"intent": "t0", "template": "says", "prompt": "HAMLET says: To be"},
+        {"intent": "t2", "template": "colon", "prompt": "JULIET: Good night"},
+        {"intent": "t2", "template": "stop", "prompt": "JULIET.\nGood night"},
+    ]
+)
 
 
 def write_inputs(artifacts: Path) -> None:
@@ -25,6 +34,7 @@ def write_inputs(artifacts: Path) -> None:
     rows = [(f"t{i}", text, "test") for i, text in enumerate(TESTED)] + [("v0", "ROMEO: But soft", "validation")]
     write_table(prompts(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
     write_table(demonstrations(), artifacts / "prepared" / "demonstrations.parquet", DEMONSTRATIONS)
+    write_table(PHRASED, artifacts / "prepared" / "phrasings.parquet", PHRASINGS)
     write_table(pairs(), artifacts / "preferences" / "pairs.parquet", PAIRS)
 
 
