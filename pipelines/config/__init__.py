@@ -62,10 +62,12 @@ class Preferences(Section):
 class Evaluate(Section):
     """Answers on held-out prompts, compared with the SFT model's answer by answer.
 
-    ``demonstrations`` of the test split are read for perplexity (0 = none).
+    ``demonstrations`` of the test split are read for perplexity (0 = none). Best-of-n is measured up to n = ``best_of``, or
+    with the ``answers`` that are compared where that is more.
     """
 
     answers: Count = 3
+    best_of: Annotated[int, Field(ge=0)] = 0
     demonstrations: Annotated[int, Field(ge=0)] = 64
     precision: Precision = "bf16"
     tie_margin: Annotated[float, Field(ge=0.0)] = 0.05

@@ -15,6 +15,7 @@ from pipelines.config import Evaluate
 from pipelines.context import seed_for
 from pipelines.data.schemas import GOLD, PAIRS
 from pipelines.data.tables import read_table
+from pipelines.evaluation import optimisation
 from pipelines.evaluation.comparison import ratings, sampled
 from pipelines.evaluation.metrics import rank_correlation
 from pipelines.evaluation.reward_quality import quality
@@ -37,6 +38,8 @@ class Findings:
     quality: dict[str, Any]
     pairs: pd.DataFrame
     scored_pairs: pd.DataFrame
+    curves: dict[str, pd.DataFrame]
+    """Reward model and judge against KL: best-of-n under ``sft``, each policy's steps under its name."""
 
     @property
     def policies(self) -> list[str]:
@@ -57,6 +60,9 @@ def gather(artifacts: Path, methods: Mapping[str, str], evaluate: Evaluate, seed
     evaluations = {name: _json(artifacts / "evaluations" / name / "metrics.json") for name in names}
     for name, (rating, interval) in rated(samples, evaluate, seed).items():
         evaluations[name] |= {"rating": rating, "rating_ci": interval}
+    curves = {name: pd.read_csv(artifacts / "evaluations" / name / "optimisation.csv") for name in names}
+    for name, points in curves.items():
+        evaluations[name]["optimisation"] = optimisation.summary("best_of" if name == SFT else "policy", points)
     return Findings(
         seed=seed,
         methods=methods,
@@ -74,6 +80,7 @@ def gather(artifacts: Path, methods: Mapping[str, str], evaluate: Evaluate, seed
         quality=_json(artifacts / "prepared" / "quality.json"),
         pairs=pairs,
         scored_pairs=scored,
+        curves=curves,
     )
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.findings import SFT, Findings
+from pipelines.evaluation.optimisation import fit
 from pipelines.evaluation.reward_quality import reliability
 from pipelines.evaluation.svg import MUTED, NEUTRAL, SERIES, Plot, render
 
@@ -44,7 +45,7 @@ CURVES = (
 
 def draw(found: Findings) -> list[Plot]:
     """All plots of the report, in the order of the page; a plot without data is left out."""
-    plots: list[Plot | None] = [_frontier(found), _gold_distribution(found), _proxy(found)]
+    plots: list[Plot | None] = [_frontier(found), _over_optimisation(found), _gold_distribution(found), _proxy(found)]
     plots += [_training(found, SFT, "sft_loss", "SFT loss", "Nats a token, on the completion's tokens only.")]
     plots += [_training(found, "reward", "reward_loss", "Reward model's loss", "Bradley-Terry; 0.693 = knows nothing yet.")]
     plots += [_reward_accuracy(found), _reliability(found)]
@@ -139,6 +140,37 @@ def _frontier(found: Findings) -> Plot:
     caption = "Up is better, right is further from SFT. Bars are 95 % intervals."
     svg = render("frontier", "What the drift buys: gold score against KL", paint, legend=1 + len(found.policies))
     return Plot("frontier", "frontier", caption, svg)
+
+
+def _over_optimisation(found: Findings) -> Plot:
+    """What gold (solid) and proxy (dashed) gain over SFT by sqrt(KL), in standard deviations of SFT's answers.
+
+    Best-of-n is grey. Where there are points enough, gold's line is Gao et al.'s form fitted to them; rings are highest points.
+    """
+    sft = sampled(found.samples[SFT])
+    spread = {score: float(sft[score].std()) or 1.0 for score in ("gold", "reward")}
+
+    def paint(axes: Axes) -> None:
+        for name, points in found.curves.items():
+            colour, d = colour_of(found, name), points["distance"].to_numpy()
+            gains = {score: (points[score] - points[score].iloc[0]).to_numpy() / spread[score] for score in spread}
+            axes.plot(d, gains["reward"], "--", color=colour, linewidth=1.0, alpha=0.8)
+            fitted = fit("best_of" if name == SFT else "policy", d, gains["gold"])
+            label = "best of n" if name == SFT else name
+            if fitted is None:
+                axes.plot(d, gains["gold"], "o-", color=colour, markersize=3.5, label=label)
+            else:
+                fine = np.linspace(d.max() / 100, d.max(), 100)
+                axes.plot(fine, fitted.gain(fine), color=colour, label=label)
+                axes.errorbar(d, gains["gold"], 1.96 * points["gold_se"].fillna(0.0) / spread["gold"], fmt="o", color=colour,
+                              markersize=3, linewidth=0.8)  # fmt: skip
+            best = int(np.argmax(gains["gold"]))
+            axes.plot(d[best], gains["gold"][best], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
+        axes.set(xlabel="square root of KL to SFT", ylabel="gain, SFT standard deviations")
+
+    caption = "Solid: by the judge, its peak ringed. Dashed: by the reward model. Where only that rises, it is being gamed."
+    svg = render("over_optimisation", "What the judge sees of the reward model's gains", paint, legend=len(found.curves))
+    return Plot("over_optimisation", "frontier", caption, svg)
 
 
 def _gold_distribution(found: Findings) -> Plot:

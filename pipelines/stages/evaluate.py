@@ -3,6 +3,7 @@
 Reads:   prepared/{prompts, phrasings, demonstrations}.parquet, base, sft, reward; preferences/pairs.parquet for the SFT model;
          policies/NAME and evaluations/sft for a policy. Only the test split is evaluated on.
 Writes:  evaluations/NAME/{samples.parquet, metrics.json} (NAME is ``sft`` for the stage evaluate_sft);
+         evaluations/NAME/optimisation.csv: reward model and judge against KL, over best-of-n (sft) or a policy's snapshots;
          evaluations/sft/pairs.parquet: the reward model's scores of the held-out pairs
 Params:  seed, preferences.judge, evaluate
 Metrics: gold_mean, reward_mean, kl, win, lose, tie, win_rate, reward_win_rate, length, entropy, eos_rate, distinct_1..3,
@@ -13,6 +14,8 @@ Paper:   Stiennon et al. 2020 (win rate and KL to SFT), Gao et al. 2022 (gold ag
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,9 @@ import pandas as pd
 from pipelines.config import Judge
 from pipelines.context import Context
 from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PHRASINGS, PROMPTS, empty
-from pipelines.data.tables import read_table, write_json, write_table
+from pipelines.data.tables import read_table, whole_file, write_json, write_table
 from pipelines.errors import DataError
-from pipelines.evaluation import language, scored_pairs, sensitivity
+from pipelines.evaluation import language, optimisation, scored_pairs, sensitivity
 from pipelines.evaluation.answers import Job, Prompt, answer, as_table
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.figures import against, describe, plain
@@ -31,6 +34,8 @@ from pipelines.evaluation.metrics import cluster_mean, perplexity
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.scored_pairs import SCORED_PAIRS
 from pipelines.judges import make_judge, name_of
+from pipelines.models.adapters import CONFIG, load_adapter, merge
+from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
 
 SFT = "sft"
 
@@ -49,13 +54,17 @@ def run(ctx: Context) -> dict[str, float]:
     metrics = describe(samples) | _judged_by(judge) | _language(ctx, job_of(ctx, name).policy, samples)
     if name == SFT:
         _score_pairs(ctx)
+        curve = optimisation.best_of(_many(ctx, prompts, samples))
     else:
         baseline = read_table(ctx.artifacts / "evaluations" / SFT / "samples.parquet", SAMPLES)
         metrics |= against(samples, baseline, ctx.params.evaluate, ctx.params.seed)
+        curve = optimisation.curve(_over_steps(ctx, prompts) | {0: baseline, _last_step(ctx): samples})
 
     # 4. outputs
     write_table(samples, ctx.out(f"evaluations/{name}/samples.parquet"), SAMPLES)
     write_json(ctx.out(f"evaluations/{name}/metrics.json"), metrics)
+    with whole_file(ctx.out(f"evaluations/{name}/optimisation.csv")) as partial:
+        curve.to_csv(partial, index=False, lineterminator="\n")
     return numbers(metrics)
 
 
@@ -93,6 +102,38 @@ def job_of(ctx: Context, name: str) -> Job:
         precision=evaluate.precision,
         seed=ctx.params.seed,
     )
+
+
+def _many(ctx: Context, prompts: list[Prompt], samples: pd.DataFrame) -> pd.DataFrame:
+    """The SFT model's answers for best-of-n: those that are compared, and further ones where ``best_of`` asks for more."""
+    evaluate = ctx.params.evaluate
+    if evaluate.best_of <= evaluate.answers:
+        return samples
+    job = replace(job_of(ctx, SFT), answers=evaluate.best_of, known=evaluate.answers, brief=True)
+    more = as_table(ctx.cluster.map(answer, job, prompts), make_judge(ctx.params.preferences.judge))
+    return pd.concat([samples, more], ignore_index=True)
+
+
+def _over_steps(ctx: Context, prompts: list[Prompt]) -> dict[int, pd.DataFrame]:
+    """Answers of every snapshot that the training has kept, by step. A snapshot becomes a plain model for a while."""
+    sft, place = ctx.artifacts / SFT / "model", ctx.scratch / "snapshot"
+    found = {}
+    for snapshot in sorted((ctx.artifacts / "policies" / ctx.name / "snapshots").glob("step-*")):
+        step = int(snapshot.name.removeprefix("step-"))
+        if step == _last_step(ctx):
+            continue
+        adapted = (snapshot / CONFIG).is_file()
+        model = merge(load_adapter(load_causal_lm(sft), snapshot)) if adapted else load_causal_lm(snapshot)
+        save_model(model, load_tokenizer(sft), place)
+        job = replace(job_of(ctx, ctx.name), policy=place, brief=True)
+        found[step] = as_table(ctx.cluster.map(answer, job, prompts), make_judge(ctx.params.preferences.judge))
+        shutil.rmtree(place)
+    return found
+
+
+def _last_step(ctx: Context) -> int:
+    """The step at which the policy's training ended."""
+    return int(read_table(ctx.artifacts / "policies" / ctx.name / "history.parquet")["step"].max())
 
 
 def _language(ctx: Context, model: Path, samples: pd.DataFrame) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pipelines import config
 from pipelines.data.schemas import GOLD, PAIRS
 from pipelines.data.tables import write_json, write_table
 from pipelines.evaluation.figures import against, describe
+from pipelines.evaluation.optimisation import best_of, curve
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.scored_pairs import SCORED_PAIRS
 
@@ -52,6 +53,8 @@ def write_run(root: Path, policies: dict[str, str], prompts: int = 64, nasty: bo
             figures |= against(table, tables["sft"], config.Evaluate(), seed=1)
         write_table(table, artifacts / "evaluations" / name / "samples.parquet", SAMPLES)
         write_json(artifacts / "evaluations" / name / "metrics.json", figures)
+        points = best_of(table) if name == "sft" else curve({0: tables["sft"], 30: table})
+        points.to_csv(artifacts / "evaluations" / name / "optimisation.csv", index=False, lineterminator="\n")
     for name, method in policies.items():
         _history(method).to_parquet(_made(artifacts / "policies" / name / "history.parquet"))
     _falling(40, 3.4, 2.3).to_parquet(_made(artifacts / "sft" / "history.parquet"))

@@ -143,7 +143,7 @@ def test_plots_are_whole_svg_and_take_the_colours_of_the_page(drawn: list[plots.
 def test_a_history_without_a_known_column_draws_nothing(gathered: findings.Findings) -> None:
     bare = {name: pd.DataFrame({"step": [1, 2]}) for name in gathered.histories}
     names = [plot.name for plot in plots.draw(findings.Findings(**(vars(gathered) | {"histories": bare})))]
-    assert names == ["frontier", "gold_distribution", "proxy", "reliability"]
+    assert names == ["frontier", "over_optimisation", "gold_distribution", "proxy", "reliability"]
 
 
 def test_a_run_without_policies_has_a_page(tmp_path: Path) -> None:

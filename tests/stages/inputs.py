@@ -10,7 +10,7 @@ import torch
 from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PHRASINGS, PROMPTS
 from pipelines.data.tables import write_table
 from pipelines.models.reward import new_reward, save_reward
-from tests.small import model_folder
+from tests.small import llama, model_folder
 
 TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
 
@@ -25,9 +25,13 @@ PHRASED = pd.DataFrame(
 
 
 def write_inputs(artifacts: Path) -> None:
-    """The base model, the SFT model, a policy ``ppo``, a reward model with a random head, prompts and pairs."""
+    """The base model, the SFT model, a policy ``ppo`` with snapshots, a reward model with a random head, prompts and pairs."""
     for seed, name in enumerate(("base", "sft/model", "policies/ppo/model")):
         model_folder(artifacts / name, seed)
+    policy = artifacts / "policies" / "ppo"
+    llama(seed=3).save_pretrained(str(policy / "snapshots" / "step-000002"))
+    llama(seed=2).save_pretrained(str(policy / "snapshots" / "step-000004"))  # the last step is the policy itself
+    write_table(pd.DataFrame({"step": [1, 2, 3, 4]}), policy / "history.parquet")
     model = new_reward(artifacts / "sft" / "model", "mean")
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
     save_reward(model, artifacts / "reward")

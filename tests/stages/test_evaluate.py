@@ -13,11 +13,12 @@ import torch
 
 from pipelines import config
 from pipelines.adapters.cluster import connect
-from pipelines.context import Context
+from pipelines.context import Context, Worker
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, write_table
 from pipelines.data.tokens import encode_completion, encode_prompt
 from pipelines.errors import DataError
+from pipelines.evaluation.answers import answer
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.scored_pairs import FILLER, SCORED_PAIRS
 from pipelines.journal import Journal
@@ -25,10 +26,12 @@ from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import load_reward, score
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
+from tests.small import model_folder
 from tests.stages.inputs import TESTED, demonstrations, prompts, write_inputs
 
 GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
-EVALUATE = config.Evaluate(answers=2, precision="float32", bootstrap=200, generation=GENERATION)
+WORKER = Worker(0, 1, "cpu", Journal(None))
+EVALUATE = config.Evaluate(answers=2, best_of=4, precision="float32", bootstrap=200, generation=GENERATION)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,25 @@ def test_sft_has_no_drift_and_no_win_rate(evaluated: tuple[Context, dict[str, di
     assert (metrics["kl"], metrics["kl_se"]) == (0.0, 0.0)
     assert "win_rate" not in metrics
     assert (metrics["judge"], metrics["judge_is_gold"]) == ("lexicon", True)
+
+
+def test_snapshots_and_best_of_n_are_measured(evaluated: tuple[Context, dict[str, dict[str, float]]], tmp_path: Path) -> None:
+    """The snapshot of step 2 as if it were a policy of its own; step 4 is the policy; best-of-n uses more answers."""
+    ctx = evaluated[0]
+    points = pd.read_csv(ctx.artifacts / "evaluations" / "ppo" / "optimisation.csv")
+    assert points["step"].tolist() == [0, 2, 4]
+    assert points["kl"].iloc[0] == 0.0
+    final = json.loads((ctx.artifacts / "evaluations" / "ppo" / "metrics.json").read_text(encoding="utf-8"))
+    assert points["gold"].iloc[2] == pytest.approx(final["gold_mean"], abs=1e-6)
+    assert points["kl"].iloc[2] == pytest.approx(final["kl"], abs=1e-6)
+    plain = model_folder(tmp_path / "plain", seed=3)
+    rows = answer(replace(evaluate.job_of(ctx, "ppo"), policy=plain), evaluate.held_out(ctx), WORKER)
+    drawn = [row for row in rows if row["answer"] != "greedy"]
+    assert points["reward"].iloc[1] == pytest.approx(sum(row["reward"] for row in drawn) / len(drawn), abs=1e-5)
+    best = pd.read_csv(ctx.artifacts / "evaluations" / "sft" / "optimisation.csv")
+    assert best["step"].tolist() == [1, 2, 3, 4]
+    assert best["reward"].is_monotonic_increasing
+    assert not (ctx.scratch / "snapshot").exists()
 
 
 def test_the_held_out_demonstrations_are_read_with_their_eos(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
