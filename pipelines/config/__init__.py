@@ -25,7 +25,7 @@ from pipelines.errors import ConfigurationError
 __all__ = [
     "NAME", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation", "Judge", "Params", "Positive",
     "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Report", "Reward", "RewardTerm", "Runtime", "Scratch", "Section",
-    "Sft", "Training", "load",
+    "Sft", "Suite", "Training", "load",
 ]  # fmt: skip
 
 PARAMS = Path("params.yaml")
@@ -59,6 +59,27 @@ class Preferences(Section):
     generation: Generation = Generation()
 
 
+class Suite(Section):
+    """A set from outside: a JSONL file below data/suites/ (pairs, or prompts with references), or tasks of lm-evaluation-harness.
+
+    The first ``limit`` rows are used (0 = all).
+    """
+
+    path: str = ""
+    tasks: list[str] = []
+    limit: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Suite:
+        if bool(self.path) == bool(self.tasks):
+            raise ValueError(
+                "a suite needs path: (a JSONL file below data/suites/) or tasks: (of lm-evaluation-harness), one of them"
+            )
+        if self.path and (not self.path.startswith("data/suites/") or ".." in self.path):
+            raise ValueError("path must lie below data/suites/, which the stages list as a dependency")
+        return self
+
+
 class Evaluate(Section):
     """Answers on held-out prompts, compared with the SFT model's answer by answer.
 
@@ -73,6 +94,7 @@ class Evaluate(Section):
     tie_margin: Annotated[float, Field(ge=0.0)] = 0.05
     bootstrap: Count = 2000
     generation: Generation = Generation()
+    suites: dict[Annotated[str, Field(pattern=NAME)], Suite] = {}
 
 
 class Report(Section):

@@ -135,7 +135,13 @@ def _card(found: Findings, name: str) -> Cell:
 def _figures(found: Findings) -> list[tuple[str, list[str]]]:
     """The whole table of figures: label, one cell a model."""
     models = [found.metrics["sft"], *found.metrics["policies"].values()]
-    return [(label, [shown(model.get(key), form) for model in models]) for key, label, form in FIGURES]
+    rows = [(label, [shown(model.get(key), form) for model in models]) for key, label, form in FIGURES]
+    suites = {name: list(figures) for model in models for name, figures in model.get("suites", {}).items()}
+    for suite, keys in sorted(suites.items()):
+        for key in keys:
+            cells = [shown(model.get("suites", {}).get(suite, {}).get(key), ".3f") for model in models]
+            rows.append((f"{suite}: {key.replace('_', ' ')}", cells))
+    return rows
 
 
 def _reward_facts(reward: dict[str, Any]) -> list[tuple[str, str, str]]:

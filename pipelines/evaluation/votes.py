@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from pipelines.data import jsonl
-from pipelines.data.problems import BadRow
 from pipelines.errors import DataError
 from pipelines.evaluation.comparison import Paired, sampled
 
@@ -27,18 +26,16 @@ def read_votes(path: Path, names: tuple[str, str]) -> pd.DataFrame:
     """
     worth = {names[0]: 1.0, names[1]: 0.0, "tie": 0.5}
     rows = []
-    for number, line in jsonl.read_lines(path, path.name, MAX_BYTES):
-        try:
-            if isinstance(line, BadRow):
-                raise line
-            if not line.strip():
-                continue
-            vote = jsonl.parse(line)
-            rows.append(
-                {"prompt_id": _field(vote, "prompt_id"), "answer": _field(vote, "answer"), "outcome": _worth(vote, worth)}
+    for number, vote in jsonl.records(path, path.name, MAX_BYTES):
+        wrong = next((name for name in FIELDS if not isinstance(vote.get(name), str) or not vote[name]), "")
+        if wrong:
+            raise DataError(f"missing {path.name}:{number} [{wrong}] no such text | {', '.join(FIELDS)} | fill it in")
+        if vote["winner"] not in worth:
+            raise DataError(
+                f"unknown-model {path.name}:{number} [winner] {vote['winner']!r} | {', '.join(worth)} | "
+                "name a model as it is compared"
             )
-        except BadRow as bad:
-            raise DataError(f"{bad.code} {path.name}:{number} [{bad.name}] {bad.what} | a vote a line | {bad.fix}") from bad
+        rows.append({name: vote[name] for name in FIELDS[:2]} | {"outcome": worth[vote["winner"]]})
     if not rows:
         raise DataError(f'empty {path.name}: 0 votes | limit 1 | one {{"prompt_id": ..., "answer": "A", "winner": ...}} a line')
     return pd.DataFrame(rows)
@@ -58,18 +55,3 @@ def judged_by(votes: pd.DataFrame, ours: pd.DataFrame, theirs: pd.DataFrame, sho
         )
     gaps = (joined["ours"] - joined["theirs"]).to_numpy(dtype=np.float64)
     return Paired(joined["outcome"].to_numpy(dtype=np.float64), joined["prompt_id"].tolist(), gaps)
-
-
-def _field(vote: dict[str, object], name: str) -> str:
-    value = vote.get(name)
-    if not isinstance(value, str) or not value:
-        raise BadRow("wrong-type" if name in vote else "missing", f"{name}: expected a string", f"give {', '.join(FIELDS)}", name)
-    return value
-
-
-def _worth(vote: dict[str, object], worth: dict[str, float]) -> float:
-    winner = _field(vote, "winner")
-    if winner not in worth:
-        what = f"winner {winner!r} is none of {', '.join(worth)}"
-        raise BadRow("unknown-model", what, "name a model as it is compared", "winner")
-    return worth[winner]

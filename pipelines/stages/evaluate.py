@@ -1,7 +1,7 @@
 """A model on held-out prompts; a policy also against the SFT model, answer by answer.
 
-Reads:   prepared/{prompts, phrasings, demonstrations}.parquet, base, sft, reward; preferences/pairs.parquet for the SFT model;
-         policies/NAME and evaluations/sft for a policy. Only the test split is evaluated on.
+Reads:   prepared/{prompts, phrasings, demonstrations}.parquet, base, sft, reward, data/suites; preferences/pairs.parquet for
+         the SFT model; policies/NAME and evaluations/sft for a policy. Only the test split is evaluated on.
 Writes:  evaluations/NAME/{samples.parquet, metrics.json} (NAME is ``sft`` for the stage evaluate_sft);
          evaluations/NAME/optimisation.csv: reward model and judge against KL, over best-of-n (sft) or a policy's snapshots;
          evaluations/sft/pairs.parquet: the reward model's scores of the held-out pairs
@@ -26,7 +26,7 @@ from pipelines.context import Context
 from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PHRASINGS, PROMPTS, empty
 from pipelines.data.tables import read_table, whole_file, write_json, write_table
 from pipelines.errors import DataError
-from pipelines.evaluation import language, optimisation, scored_pairs, sensitivity
+from pipelines.evaluation import language, optimisation, scored_pairs, sensitivity, suites
 from pipelines.evaluation.answers import Job, Prompt, answer, as_table
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.figures import against, describe, plain
@@ -45,6 +45,9 @@ def run(ctx: Context) -> dict[str, float]:
     # 1. the held-out prompts
     name = ctx.name or SFT
     prompts = held_out(ctx)
+    for suite, settings in ctx.params.evaluate.suites.items():
+        if settings.tasks:
+            suites.check_harness(suite)
 
     # 2. answers, what the models say of them, and the judge, on the workers where there are some
     judge = ctx.params.preferences.judge
@@ -52,6 +55,7 @@ def run(ctx: Context) -> dict[str, float]:
 
     # 3. figures; a policy's are compared with those of the SFT model on the same prompts
     metrics = describe(samples) | _judged_by(judge) | _language(ctx, job_of(ctx, name).policy, samples)
+    metrics |= _suites(ctx, job_of(ctx, name).policy)
     if name == SFT:
         _score_pairs(ctx)
         curve = optimisation.best_of(_many(ctx, prompts, samples))
@@ -69,10 +73,12 @@ def run(ctx: Context) -> dict[str, float]:
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """The figures as flat numbers for the tracker: an interval becomes ``..._low`` and ``..._high``."""
+    """Flat numbers for the tracker: an interval becomes ``..._low`` and ``..._high``, a suite's ``suites/NAME/...``."""
     flat: dict[str, float] = {}
     for key, value in metrics.items():
-        if isinstance(value, list):
+        if isinstance(value, dict):
+            flat |= {f"{key}/{name}": number for name, number in numbers(value).items()}
+        elif isinstance(value, list):
             flat |= {f"{key}_low": float(value[0]), f"{key}_high": float(value[1])}
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[key] = float(value)
@@ -161,6 +167,21 @@ def _sensitivity(ctx: Context, job: language.Job) -> dict[str, Any]:
         return {}
     mean, error = cluster_mean(found, range(len(found)))
     return {"posix": mean, "posix_se": error, "posix_intents": len(found)}
+
+
+def _suites(ctx: Context, model: Path) -> dict[str, Any]:
+    """The sets from outside, each with its figures. The reward model is asked about pairs where the SFT model is evaluated."""
+    evaluate, sft = ctx.params.evaluate, ctx.artifacts / SFT / "model"
+    reward = ctx.artifacts / "reward" if model == sft else None
+    job = suites.Job(model, sft, reward, evaluate.generation, evaluate.precision)
+    found = {}
+    for name, suite in sorted(evaluate.suites.items()):
+        if suite.tasks:
+            found[name] = suites.harness(name, suite, model, ctx.root / "data" / "suites", evaluate.generation.batch_size)
+        else:
+            rows = suites.read_rows(ctx.root / suite.path, suite.path, suite.limit)
+            found[name] = suites.figures(ctx.cluster.map(suites.ask, job, rows))
+    return {"suites": {name: plain(figures) for name, figures in found.items()}} if found else {}
 
 
 def _score_pairs(ctx: Context) -> None:

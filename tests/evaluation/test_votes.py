@@ -44,9 +44,9 @@ def test_votes_become_a_comparison(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"prompt_id": "p", "answer": "A", "winner": "gpt"}', r"unknown-model votes.jsonl:1 \[winner\].*none of ppo, sft, tie"),
+        ('{"prompt_id": "p", "answer": "A", "winner": "gpt"}', r"unknown-model votes.jsonl:1 \[winner\] 'gpt' \| ppo, sft, tie"),
         ('{"prompt_id": "p", "winner": "ppo"}', r"missing votes.jsonl:1 \[answer\]"),
-        ('{"prompt_id": 3, "answer": "A", "winner": "ppo"}', r"wrong-type votes.jsonl:1 \[prompt_id\]"),
+        ('{"prompt_id": 3, "answer": "A", "winner": "ppo"}', r"missing votes.jsonl:1 \[prompt_id\]"),
         ("not json", "invalid-json votes.jsonl:1"),
         ("", "0 votes"),
     ],
