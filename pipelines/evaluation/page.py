@@ -85,6 +85,7 @@ def render(found: Findings, plots: list[Plot], examples: int) -> str:
         examples=_examples(found, examples),
         figures=_figures(found),
         models=[SFT, *found.policies],
+        shown_first=max(found.policies, key=lambda name: metrics["policies"][name]["win_rate"], default=SFT),
         colours={name: slot(found, name) for name in [SFT, *found.policies]},
         data=Markup(_embedded(found)),
     )
@@ -120,6 +121,10 @@ def _card(found: Findings, name: str) -> Cell:
         "low": f"{100 * low:.2f}",
         "width": f"{100 * (high - low):.2f}",
         "shares": [(key, f"{100 * row[key]:.2f}", f"{100 * row[key]:.0f}") for key in ("win", "tie", "lose")],
+        "controlled": shown(row["length_controlled_win_rate"], "%"),
+        "signs": f"{row['prompts_won']} prompts won, {row['prompts_lost']} lost, p {_p(row['sign_p'])}",
+        "rating": shown(row["rating"], "+.0f"),
+        "rating_interval": " to ".join(shown(end, "+.0f") for end in row["rating_ci"]),
         "gold": shown(row["gold_mean"], "+.3f"),
         "gold_sft": shown(sft["gold_mean"], "+.3f"),
         "proxy": shown(row["reward_win_rate"], "%"),
@@ -130,6 +135,11 @@ def _card(found: Findings, name: str) -> Cell:
         "length": shown(row["length"], ".1f"),
         "eos": shown(row["eos_rate"], "%"),
     }
+
+
+def _p(value: float) -> str:
+    """A p-value; rounded figures cannot tell less than a millionth."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _figures(found: Findings) -> list[tuple[str, list[str]]]:
@@ -240,7 +250,7 @@ def _answer(found: Findings, name: str, row: dict[Any, Any]) -> Cell:
 
 
 def _embedded(found: Findings) -> str:
-    """All answers for the searchable table, as JSON that cannot close its script element.
+    """All answers for the table of comparisons, as JSON that cannot close its script element.
 
     A row: prompt index, model index, answer's name, text, gold, reward, log pi - log pi_sft (null for greedy answers).
     """

@@ -69,7 +69,7 @@ def _curve(found: Findings, curve: Curve) -> Plot | None:
             _line(axes, found.histories[name], curve.column, colour_of(found, name), name)
         axes.set(xlabel="step")
 
-    return Plot(curve.name, curve.section, curve.caption, render(curve.name, curve.title, paint, legend=len(shown)))
+    return Plot(curve.name, curve.section, curve.caption, *render(curve.name, curve.title, paint, legend=len(shown)))
 
 
 def _training(found: Findings, stage: str, name: str, title: str, caption: str) -> Plot | None:
@@ -85,7 +85,7 @@ def _training(found: Findings, stage: str, name: str, title: str, caption: str) 
             _line(axes, history, column, colour, label)
         axes.set(xlabel="step")
 
-    return Plot(name, "models", caption, render(name, title, paint, legend=len(lines)))
+    return Plot(name, "models", caption, *render(name, title, paint, legend=len(lines)))
 
 
 def _reward_accuracy(found: Findings) -> Plot | None:
@@ -105,8 +105,8 @@ def _reward_accuracy(found: Findings) -> Plot | None:
 
     legend = 1 + (ceiling is not None)
     caption = "0.5 is a coin; the dashed line is what a perfect model would reach."
-    svg = render("reward_accuracy", "Reward model: pairs in the right order", paint, legend=legend)
-    return Plot("reward_accuracy", "models", caption, svg)
+    drawn = render("reward_accuracy", "Reward model: pairs in the right order", paint, legend=legend)
+    return Plot("reward_accuracy", "models", caption, *drawn)
 
 
 def _reliability(found: Findings) -> Plot | None:
@@ -122,8 +122,8 @@ def _reliability(found: Findings) -> Plot | None:
         axes.set(xlabel="confidence", ylabel="share right", xlim=(0.48, 1.02), ylim=(0.0, 1.05))
 
     caption = "Below the dashed line it is surer than it is right. A larger dot stands for more pairs."
-    svg = render("reliability", "Is the reward model as sure as it is right?", paint, legend=2)
-    return Plot("reliability", "models", caption, svg)
+    drawn = render("reliability", "Is the reward model as sure as it is right?", paint, legend=2)
+    return Plot("reliability", "models", caption, *drawn)
 
 
 def _frontier(found: Findings) -> Plot:
@@ -138,8 +138,8 @@ def _frontier(found: Findings) -> Plot:
         axes.margins(x=0.12, y=0.15)
 
     caption = "Up is better, right is further from SFT. Bars are 95 % intervals."
-    svg = render("frontier", "What the drift buys: gold score against KL", paint, legend=1 + len(found.policies))
-    return Plot("frontier", "frontier", caption, svg)
+    drawn = render("frontier", "What the drift buys: gold score against KL", paint, legend=1 + len(found.policies))
+    return Plot("frontier", "frontier", caption, *drawn)
 
 
 def _over_optimisation(found: Findings) -> Plot:
@@ -169,8 +169,8 @@ def _over_optimisation(found: Findings) -> Plot:
         axes.set(xlabel="square root of KL to SFT", ylabel="gain, SFT standard deviations")
 
     caption = "Solid: by the judge, its peak ringed. Dashed: by the reward model. Where only that rises, it is being gamed."
-    svg = render("over_optimisation", "What the judge sees of the reward model's gains", paint, legend=len(found.curves))
-    return Plot("over_optimisation", "frontier", caption, svg)
+    drawn = render("over_optimisation", "What the judge sees of the reward model's gains", paint, legend=len(found.curves))
+    return Plot("over_optimisation", "frontier", caption, *drawn)
 
 
 def _gold_distribution(found: Findings) -> Plot:
@@ -183,8 +183,8 @@ def _gold_distribution(found: Findings) -> Plot:
         axes.set(xlabel="gold score", ylabel="share", ylim=(0, 1.03))
 
     caption = "A line further right is better everywhere; a step is a score that many answers share."
-    svg = render("gold_distribution", "Answers with at least this gold score", paint, legend=len(found.samples))
-    return Plot("gold_distribution", "frontier", caption, svg)
+    drawn = render("gold_distribution", "Answers with at least this gold score", paint, legend=len(found.samples))
+    return Plot("gold_distribution", "frontier", caption, *drawn)
 
 
 def _proxy(found: Findings) -> Plot:
@@ -199,8 +199,8 @@ def _proxy(found: Findings) -> Plot:
         axes.set(xlabel="reward model's score", ylabel="gold score")
 
     caption = "Means of six groups of answers. A rising line: the reward model's order is the judge's order."
-    svg = render("proxy", "Does the reward model see what the judge sees?", paint, legend=len(found.samples))
-    return Plot("proxy", "frontier", caption, svg)
+    drawn = render("proxy", "Does the reward model see what the judge sees?", paint, legend=len(found.samples))
+    return Plot("proxy", "frontier", caption, *drawn)
 
 
 def _series(history: pd.DataFrame, column: str) -> pd.DataFrame | None:

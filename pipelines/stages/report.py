@@ -1,7 +1,7 @@
 """One page that shows the whole run: verdict, win table, curves, reward model, data, answers.
 
 Reads:   evaluations, policies, sft and reward (histories and figures), preferences, prepared/quality.json
-Writes:  report/{index.html, metrics.json}, report/plots/*.svg
+Writes:  report/{index.html, metrics.json}, report/plots/*.{svg, png}, report/data/*.csv (DVC plots)
 Params:  seed, evaluate, report, policies (only the policies named there are shown)
 Metrics: policies (how many are shown), pair_accuracy, and each policy's win rate
 Paper:   Gao et al. 2022 (gold and proxy against KL), Rafailov et al. 2023, figure 2 (the reward-KL frontier)
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pipelines.context import Context
 from pipelines.data.tables import whole_file, write_json
-from pipelines.evaluation import findings, page, plots
+from pipelines.evaluation import findings, page, plots, tables
 
 
 def run(ctx: Context) -> dict[str, float]:
@@ -26,9 +26,14 @@ def run(ctx: Context) -> dict[str, float]:
     for plot in drawn:
         with whole_file(ctx.out(f"report/plots/{plot.name}.svg")) as partial:
             partial.write_text(plot.svg, encoding="utf-8")
+        with whole_file(ctx.out(f"report/plots/{plot.name}.png")) as partial:
+            partial.write_bytes(plot.png)
     ctx.journal.log(2, 3, note="drawn")
 
-    # 3. the figures, and the page
+    # 3. the figures, tables for DVC's plots, and the page
+    for name, table in tables.draw(found).items():
+        with whole_file(ctx.out(f"report/data/{name}.csv")) as partial:
+            table.to_csv(partial, index=False, lineterminator="\n")
     write_json(ctx.out("report/metrics.json"), found.metrics)
     with whole_file(ctx.out("report/index.html")) as partial:
         partial.write_text(page.render(found, drawn, ctx.params.report.examples), encoding="utf-8")

@@ -183,21 +183,43 @@ def test_in_a_browser_nothing_fails_loads_or_overflows(tab: Browser, html: str, 
     assert light < 60 if dark else light > 200
 
 
-def test_in_a_browser_the_table_can_be_searched(tab: Browser, html: str, tmp_path: Path) -> None:
+def test_in_a_browser_answers_are_compared_side_by_side(tab: Browser, html: str, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(html, encoding="utf-8")
     tab.open(tmp_path / "index.html", 1280)
-    type_in = "(text) => { const e = document.getElementById('query'); e.value = text; e.dispatchEvent(new Event('input')); }"
-    assert tab.value("document.getElementById('count').textContent") == "480 answers"
-    tab.value(f"({type_in})('LEFT script')")  # words in any order, any case; markup is shown as text
-    assert tab.value("document.getElementById('count').textContent") == "40 answers"
-    assert NASTY in tab.value("document.querySelector('#rows td.t').textContent")
+    set_to = "(id, value, kind) => { const e = document.getElementById(id); e.value = value; e.dispatchEvent(new Event(kind)); }"
+    count = "document.getElementById('count').textContent"
+    assert tab.value("[document.getElementById('model').value, document.getElementById('against').value]") == ["ppo", "sft"]
+    assert tab.value(count) == "160 comparisons"  # 40 prompts, three sampled answers and the greedy one
+    tab.value(f"({set_to})('query', 'LEFT script', 'input')")  # words in any order, any case; markup is shown as text
+    assert tab.value(count) == "40 comparisons"
+    assert NASTY in tab.value("document.querySelector('#rows td.t:nth-child(3) .text').textContent")
     tab.value("document.getElementById('more').click()")
     assert tab.value("document.querySelectorAll('#rows tr').length") == 40
     assert tab.value("document.getElementById('more').hidden") is True
-    tab.value(f"({type_in})('')")
-    tab.value("{ const e = document.getElementById('order'); e.value = 'worst'; e.dispatchEvent(new Event('change')); }")
-    shown = tab.value(
-        "[...document.querySelectorAll('#rows td.n:nth-child(4)')].map((e) => Number(e.textContent.replace('−', '-')))"
-    )
-    assert shown == sorted(shown)
+    tab.value(f"({set_to})('query', '', 'input')")
+    gaps = "[...document.querySelectorAll('#rows td.n')].map((e) => Number(e.textContent.replace('−', '-')))"
+    for order, reverse in (("worst", False), ("best", True)):
+        tab.value(f"({set_to})('order', '{order}', 'change')")
+        shown = tab.value(gaps)
+        assert len(shown) == 30
+        assert shown == sorted(shown, reverse=reverse)
+    tab.value(f"({set_to})('against', 'ppo', 'change')")  # against itself: one answer a row
+    assert tab.value(count) == "160 answers"
+    assert tab.value("document.querySelectorAll('#rows tr:first-child td.t').length") == 1
     assert tab.problems() == []
+
+
+def test_in_a_browser_the_differences_are_marked(tab: Browser, gathered: findings.Findings, tmp_path: Path) -> None:
+    """The longest common run of words in order is left bare: of "a b c d" against "x b d" the words a and c, and x."""
+    samples = {name: table.copy() for name, table in gathered.samples.items()}
+    for name, text in (("ppo", " a b  c d"), ("sft", " x b d")):
+        samples[name]["text"] = text
+    changed = findings.Findings(**(vars(gathered) | {"samples": samples}))
+    (tmp_path / "index.html").write_text(page.render(changed, [], examples=1), encoding="utf-8")
+    tab.open(tmp_path / "index.html", 390)
+    cells = [
+        f"[...document.querySelectorAll('#rows tr:first-child td.t:nth-child({n}) mark')].map((e) => e.textContent)"
+        for n in (2, 3)
+    ]
+    assert [tab.value(cell) for cell in cells] == [["a", "c"], ["x"]]
+    assert tab.value("document.querySelector('#rows td.t:nth-child(2) .text').textContent") == "a b  c d"
