@@ -106,8 +106,8 @@ def ratings(
     for i, j in combinations(range(len(aligned)), 2):
         one, other = (list(aligned.values())[model][score].to_numpy() for model in (i, j))
         result = outcomes(one, other, margin)
-        np.add.at(wins, (rows, i, j), result)
-        np.add.at(wins, (rows, j, i), 1.0 - result)
+        wins[:, i, j] = np.bincount(rows, weights=result)
+        wins[:, j, i] = np.bincount(rows, weights=1.0 - result)
     points, intervals = bradley_terry(wins, resamples, seed)
     return {name: (float(points[i]), (float(intervals[i, 0]), float(intervals[i, 1]))) for i, name in enumerate(aligned)}
 

@@ -100,7 +100,7 @@ def fit(form: Form, distance: ArrayLike, gain: ArrayLike) -> Fit | None:
 def summary(form: Form, points: pd.DataFrame) -> dict[str, Any]:
     """The fit of gold, and where gold was highest among the points, for the report's metrics."""
     start = points.iloc[0]
-    best = points.loc[points["gold"].idxmax()]
+    best = points.iloc[int(points["gold"].to_numpy().argmax())]
     found: dict[str, Any] = {
         "gold_peak_step": int(best["step"]),
         "gold_peak_kl": round(float(best["kl"]), DIGITS),
