@@ -175,8 +175,8 @@ def over_optimisation() -> str:
     result = _load("over_optimisation")
     if result is None:
         return "Not measured yet.\n"
-    rows = ["| seed | series | proxy, first → last (SFT's sd) | gold, first → peak → last | peak at KL | fell by (standard errors) "
-            "| fit alpha, beta | R2 |", "|" + "---|" * 8]  # fmt: skip
+    rows = ["| seed | series | proxy, first → last (SFT's sd) | gold, first → peak → last | peak at KL "
+            "| fell by (standard errors) | fit alpha, beta | R2 |", "|" + "---|" * 8]  # fmt: skip
     for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
         for name, found in run.items():
             points, fit = found["points"], found["fit"]
