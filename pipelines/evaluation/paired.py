@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from pipelines.evaluation.metrics import Floats, cluster_sums
 
-STEPS = 60
+STEPS, CONVERGED = 60, 1e-10
 """Newton's method is at its end after some ten steps; separable outcomes take more."""
 RIDGE = 1e-3
 """Keeps the weight of length finite where every longer answer wins; of no weight beside real comparisons."""
@@ -106,4 +106,6 @@ def _ratings(wins: Floats) -> Floats:
         hessian = weight.sum(2)[:, :, None] * np.eye(models) - weight
         step = np.linalg.solve(hessian[:, free, free], gradient[:, :, None])[:, :, 0]
         r[:, free] += np.clip(step, -2.0, 2.0)
+        if np.abs(step).max() < CONVERGED:
+            break
     return ELO * r
