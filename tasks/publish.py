@@ -70,7 +70,7 @@ def seeds(root: Path) -> str:
     if found.get("parameters") != parameters(root) or not found.get("summary"):
         return ""
     reports = {seed: entry["report"] for seed, entry in found["seeds"].items() if entry["report"]}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, summed in sorted(found["summary"].items()):
         shown = [(f"seed {seed}", report["policies"][name]) for seed, report in reports.items() if name in report["policies"]]
         shown += [(word, {key: of[word] for key, of in summed.items()}) for word in ("mean", "spread")]
