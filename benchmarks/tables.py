@@ -176,10 +176,53 @@ def _mark(good: bool) -> str:
     return "yes" if good else "**no**"
 
 
+def evaluation() -> str:
+    """Scoring against generation, the other metrics apart, and the report."""
+    result = _load("evaluation")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = ["| what | seconds | of generation | allowed |", "|---|---|---|---|"]
+    for name, phases in sorted(result.get("models", {}).items()):
+        made = phases["sampled answers"]
+        scoring = sum(phases[part] for part in ("policy and SFT", "reward model", "judge"))
+        rows.append(f"| {name}: {result['answers']} sampled answers | {made:.1f} | | |")
+        rows.append(f"| {name}: scoring them | {scoring:.1f} | **{scoring / made:.2f}** | 0.7 |")
+        for part in ("policy and SFT", "reward model", "judge", "base model", "greedy answers", "demonstrations", "phrasings"):
+            rows.append(f"| {name}: {part} | {phases[part]:.1f} | {phases[part] / made:.2f} | |")
+    report = result.get("report")
+    if report:
+        rows.append(
+            f"| report of {report['policies']} policies, {report['answers']:,} answers | {report['seconds']:.1f} | | 20 |"
+        )
+        rows.append(f"| opened ({report['bytes'] / 1e6:.1f} MB) | {report['opened']:.2f} | | 2 |")
+    return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
+
+
+def over_optimisation() -> str:
+    """Where gold is highest along PPO's steps and best-of-n, and what becomes of it, a row a seed."""
+    result = _load("over_optimisation")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = ["| seed | series | proxy, first → last (SFT's sd) | gold, first → peak → last | peak at KL "
+            "| fell by (standard errors) | fit alpha, beta | R2 |", "|" + "---|" * 8]  # fmt: skip
+    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+        for name, found in run.items():
+            points, fit = found["points"], found["fit"]
+            first, last, peak = points[0], points[-1], max(points, key=lambda point: point["gold"])
+            error = (peak["gold_se"] ** 2 + last["gold_se"] ** 2) ** 0.5
+            fitted = f"{fit['alpha']:.3f}, {fit['beta']:.3f} | {fit['r2']:.2f}" if "alpha" in fit else "| "
+            rows.append(
+                f"| {seed} | {name} | {first['reward'] / found['reward_sd']:.2f} → {last['reward'] / found['reward_sd']:.2f} "
+                f"| {first['gold']:.3f} → {peak['gold']:.3f} → {last['gold']:.3f} | {peak['kl']:.1f} "
+                f"| {(peak['gold'] - last['gold']) / error:.1f} | {fitted} |"
+            )
+    return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
-    "diagnosis": diagnosis,
+    "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation,
 }  # fmt: skip
 
 

@@ -69,6 +69,16 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=1)
     generate.add_argument("prompt", metavar="PROMPT")
     generate.set_defaults(action=do_generate)
+
+    compare = commands.add_parser("compare", help="two models' answers to the held-out prompts, head to head")
+    compare.add_argument(
+        "models", nargs=2, metavar="MODEL", type=_model, help="a policy of params.yaml, sft, base or a model folder"
+    )
+    compare.add_argument(
+        "--judge", default="gold", metavar="JUDGE", type=_judge,
+        help="gold (the recipe's judge), reward (its reward model) or a JSONL file of votes (default: gold)",
+    )  # fmt: skip
+    compare.set_defaults(action=do_compare)
     _data_commands(commands.add_parser("data", help="check, show, compare and add data"))
 
     doctor = commands.add_parser("doctor", help="is the training healthy, and if not, why: an audit of what was logged")
@@ -119,6 +129,16 @@ def _absolute(path: str) -> str:
 def _history(what: str) -> str:
     """A file is the caller's path; a name stays a name."""
     return os.path.abspath(what) if what.endswith(".parquet") else what
+
+
+def _model(name: str) -> str:
+    """A model's name as it is; a folder of the caller's made absolute."""
+    return os.path.abspath(name) if os.sep in name or name in (".", "..") else name
+
+
+def _judge(name: str) -> str:
+    """A judge's name as it is; a file of the caller's made absolute."""
+    return name if name in ("gold", "reward") else os.path.abspath(name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -237,6 +257,20 @@ def do_generate(root: Path, options: argparse.Namespace) -> int:
         str(options.temperature),
     ]
     command = [sys.executable, "-m", "pipelines", "generate", *arguments, "--seed", str(options.seed), "--", options.prompt]
+    with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            return child.wait() or 130
+
+
+def do_compare(root: Path, options: argparse.Namespace) -> int:
+    """Hand over to ``python -m pipelines compare``, which loads the models."""
+    import subprocess
+
+    from tasks import repository
+
+    command = [sys.executable, "-m", "pipelines", "compare", *options.models, "--judge", options.judge]
     with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
         try:
             return child.wait()

@@ -17,12 +17,12 @@ from typing import Any
 from flows import estimates, recipes
 from pipelines import config
 from pipelines.errors import EnvironmentFault
-from tasks import processes, repository, versions
+from tasks import processes, publish, repository, versions
 from tasks.worktrees import copy, untracked_sources
 
 FOLDER = Path(".runs/worktrees")
-RESULT = Path(".runs/seeds.json")
-MEASURES = ("gold_mean", "reward_mean", "kl", "win_rate")
+RESULT = publish.SEEDS
+MEASURES = tuple(publish.MEASURES)
 CODE = ("flows", "tasks", "pipelines", "dvc.yaml", ".dvc")
 SEED = re.compile(r"^seed:.*$", re.MULTILINE)
 
@@ -40,7 +40,8 @@ def run(root: Path, seeds: list[int], force: bool) -> int:
         path = folder / "artifacts" / "report" / "metrics.json"
         if codes[seed] == 0 and path.exists():
             reports[seed] = json.loads(path.read_text(encoding="utf-8"))
-    write(root / RESULT, reports, codes)
+    write(root / RESULT, reports, codes, publish.parameters(root))
+    publish.renew_seeds(root)
     print("\n" + table(reports, codes) + f"\n\nwritten: {RESULT}", flush=True)
     return next((code for code in codes.values() if code), 0)
 
@@ -94,7 +95,7 @@ def table(reports: dict[int, dict[str, Any]], codes: dict[int, int]) -> str:
     return "\n".join([*estimates.aligned(rows), *failed])
 
 
-def write(path: Path, reports: dict[int, dict[str, Any]], codes: dict[int, int]) -> None:
+def write(path: Path, reports: dict[int, dict[str, Any]], codes: dict[int, int], parameters: str) -> None:
     """Every seed's report and exit code, none left out, and the mean and spread over seeds."""
     summary: dict[str, Any] = {}
     for name in sorted({name for report in reports.values() for name in report["policies"]}):
@@ -104,6 +105,7 @@ def write(path: Path, reports: dict[int, dict[str, Any]], codes: dict[int, int])
     content = {
         "seeds": {str(seed): {"exit_code": code, "report": reports.get(seed)} for seed, code in codes.items()},
         "summary": summary,
+        "parameters": parameters,
     }
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -19,7 +19,14 @@ DEFAULTS = {
 }
 """Environment variables of all our processes, unless the user has set them."""
 
-COMMANDS = {"challenge": "challenge", "data": "dataset", "doctor": "doctor", "generate": "generate", "observe": "observe"}
+COMMANDS = {
+    "challenge": "challenge",
+    "compare": "compare",
+    "data": "dataset",
+    "doctor": "doctor",
+    "generate": "generate",
+    "observe": "observe",
+}
 """What is no stage, and its module of this package, which has ``main(arguments, root)``."""
 
 

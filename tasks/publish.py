@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tasks import versions
 
 PAGE = Path(".runs/report/index.html")
+SEEDS = Path(".runs/seeds.json")
+MEASURES = {"gold_mean": "gold score", "reward_mean": "reward", "kl": "KL, nats", "win_rate": "win rate"}
 LAST = "report"
 """The stage whose outputs are published; a run of other stages alone publishes nothing."""
 
@@ -53,14 +58,51 @@ def report(root: Path, mlflow_run: str, flow_run: str) -> Path | None:
         return None
     rows = lineage(root, mlflow_run or _recorded_run(root), flow_run)
     cells = "".join(f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in rows.items())
-    box = f'<section id="lineage"><h2>Where this page comes from</h2><dl>{cells}</dl></section>'
+    box = f'{seeds(root)}<section id="lineage"><h2>Where this page comes from</h2><dl>{cells}</dl></section>'
     before, mark, after = source.read_text(encoding="utf-8").rpartition("</body>")
+    return _write(root, before + box + mark + after if mark else after + box)
+
+
+def seeds(root: Path) -> str:
+    """Every seed of ``prefloop run --seeds`` with mean and spread as a section of the page; "" where other parameters ran."""
+    path = root / SEEDS
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("parameters") != parameters(root) or not found.get("summary"):
+        return ""
+    reports = {seed: entry["report"] for seed, entry in found["seeds"].items() if entry["report"]}
+    rows: list[tuple[str, ...]] = []
+    for name, summed in sorted(found["summary"].items()):
+        shown = [(f"seed {seed}", report["policies"][name]) for seed, report in reports.items() if name in report["policies"]]
+        shown += [(word, {key: of[word] for key, of in summed.items()}) for word in ("mean", "spread")]
+        rows += [(name, label, *(f"{values[key]:.3f}" for key in MEASURES)) for label, values in shown]
+    head = "".join(f'<th class="n">{label}</th>' for label in MEASURES.values())
+    body = ""
+    for name, label, *values in rows:
+        cells = "".join(f'<td class="n">{value}</td>' for value in values)
+        body += f'<tr><th scope="row">{html.escape(name)}</th><td>{label}</td>{cells}</tr>'
+    failed = [f"seed {seed}: ended with {entry['exit_code']}" for seed, entry in found["seeds"].items() if entry["exit_code"]]
+    return (
+        f'<section id="seeds"><h2>Over {len(reports)} seeds</h2>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Seeds">'
+        f'<table class="figures"><thead><tr><th></th><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"<p>{html.escape('; '.join(failed))}</p></section>"
+    )
+
+
+def renew_seeds(root: Path) -> None:
+    """Put the section of seeds into the page that is there."""
     page = root / PAGE
-    page.parent.mkdir(parents=True, exist_ok=True)
-    fresh = page.with_suffix(".new")
-    fresh.write_text(before + box + mark + after if mark else after + box, encoding="utf-8")
-    fresh.replace(page)
-    return page
+    if page.exists():
+        bare = re.sub(r'<section id="seeds">.*?</section>', "", page.read_text(encoding="utf-8"), flags=re.S)
+        before, mark, after = bare.rpartition('<section id="lineage">')
+        _write(root, before + seeds(root) + mark + after)
+
+
+def parameters(root: Path) -> str:
+    """The hash of params.yaml without its seed: what all seeds of a run share."""
+    path = root / "params.yaml"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return hashlib.sha256(re.sub(r"(?m)^seed:.*\n?", "", text).encode()).hexdigest()
 
 
 def lineage(root: Path, mlflow_run: str, flow_run: str) -> dict[str, str]:
@@ -81,6 +123,15 @@ def commit(root: Path) -> str:
     head = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!params.yaml", ":!dvc.lock")
     return f"{head} with uncommitted changes" if head and changed else head or "unknown: not a git repository"
+
+
+def _write(root: Path, text: str) -> Path:
+    page = root / PAGE
+    page.parent.mkdir(parents=True, exist_ok=True)
+    fresh = page.with_suffix(".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(page)
+    return page
 
 
 def _recorded_run(root: Path) -> str:

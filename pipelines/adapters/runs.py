@@ -21,6 +21,7 @@ from pipelines.adapters.spool import outs_hash
 
 METRICS_A_BATCH = 900
 OTHERS_A_BATCH = 90
+SHOWN = ("artifacts/report/", "artifacts/plots/")
 TAG_LENGTH = 4000
 LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "dvc", "prefect")
 REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
@@ -127,6 +128,7 @@ class Run:
         if outs := message.get("outs"):
             tags["prefloop.outs_hash"] = outs_hash(outs)
             tags["prefloop.outs"] = json.dumps(outs, sort_keys=True)[:TAG_LENGTH]
+            self._show(outs)
         if message.get("message"):
             tags["prefloop.error"] = str(message["message"])[:TAG_LENGTH]
         if tags:
@@ -137,6 +139,17 @@ class Run:
         memory = self._memory()
         if status == "FINISHED" and memory is not None:
             memory.unlink(missing_ok=True)
+
+    def _show(self, outs: dict[str, str]) -> None:
+        """What people look at becomes artifacts of the run: the report's page, plots and tables, the curves of training."""
+        for path in sorted(outs):
+            whole, under = self.root / path, path.removeprefix("artifacts/").rpartition("/")[0]
+            if not path.startswith(SHOWN) or not whole.exists():
+                continue
+            if whole.is_dir():
+                self.client.log_artifacts(self.id, str(whole), f"{under}/{whole.name}")
+            else:
+                self.client.log_artifact(self.id, str(whole), under)
 
     def _last_step(self, message: dict[str, Any]) -> int:
         """Final metrics belong behind the last step's, so that a plot ends with them."""

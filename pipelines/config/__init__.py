@@ -26,7 +26,7 @@ from pipelines.errors import ConfigurationError
 __all__ = [
     "NAME", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation", "Judge", "Params", "Positive",
     "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Report", "Reward", "RewardTerm", "Runtime", "Scratch", "Section",
-    "Sft", "Training", "load",
+    "Sft", "Suite", "Training", "load",
 ]  # fmt: skip
 
 PARAMS = Path("params.yaml")
@@ -60,14 +60,42 @@ class Preferences(Section):
     generation: Generation = Generation()
 
 
+class Suite(Section):
+    """A set from outside: a JSONL file below data/suites/ (pairs, or prompts with references), or tasks of lm-evaluation-harness.
+
+    The first ``limit`` rows are used (0 = all).
+    """
+
+    path: str = ""
+    tasks: list[str] = []
+    limit: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Suite:
+        if bool(self.path) == bool(self.tasks):
+            raise ValueError(
+                "a suite needs path: (a JSONL file below data/suites/) or tasks: (of lm-evaluation-harness), one of them"
+            )
+        if self.path and (not self.path.startswith("data/suites/") or ".." in self.path):
+            raise ValueError("path must lie below data/suites/, which the stages list as a dependency")
+        return self
+
+
 class Evaluate(Section):
-    """Answers on held-out prompts, compared with the SFT model's answer by answer."""
+    """Answers on held-out prompts, compared with the SFT model's answer by answer.
+
+    ``demonstrations`` of the test split are read for perplexity (0 = none). Best-of-n is measured up to n = ``best_of``, or
+    with the ``answers`` that are compared where that is more.
+    """
 
     answers: Count = 3
+    best_of: Annotated[int, Field(ge=0)] = 0
+    demonstrations: Annotated[int, Field(ge=0)] = 64
     precision: Precision = "bf16"
     tie_margin: Annotated[float, Field(ge=0.0)] = 0.05
     bootstrap: Count = 2000
     generation: Generation = Generation()
+    suites: dict[Annotated[str, Field(pattern=NAME)], Suite] = {}
 
 
 class Report(Section):

@@ -100,7 +100,8 @@ class Prepare(Section):
 
     ``learns_from`` is the file or folder that dvc.yaml lists as the stage's dependency: the file of source jsonl, or what
     holds all files of ``sources`` (source files). ``max_bad_fraction`` of the rows may be broken: they go to
-    quarantine.jsonl; one more, and the stage stops. ``leaks`` is about prompts that stand in two splits or whose 8-grams
+    quarantine.jsonl; one more, and the stage stops. ``phrasings`` test prompts are written in every template that the recipe
+    has for them. ``leaks`` is about prompts that stand in two splits or whose 8-grams
     (``max_overlap``, 0 = only reported) are in a test prompt.
     """
 
@@ -129,6 +130,7 @@ class Prepare(Section):
     train_prompts: Count = 400
     validation_prompts: Count = 64
     test_prompts: Count = 64
+    phrasings: Annotated[int, Field(ge=0)] = 8
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.15
 

@@ -59,6 +59,19 @@ def parse(line: bytes) -> Record:
     return record
 
 
+def records(path: Path, shown: str, max_row_bytes: int) -> Iterator[tuple[int, Record]]:
+    """(line number, object) of every line that is not blank; the first bad one raises DataError with file and line."""
+    for number, line in read_lines(path, shown, max_row_bytes):
+        try:
+            if isinstance(line, BadRow):
+                raise line
+            if line.strip():
+                yield number, parse(line)
+        except BadRow as bad:
+            named = f" [{bad.name}]" if bad.name else ""
+            raise DataError(f"{bad.code} {shown}:{number}{named} {bad.what} | one object a line | {bad.fix}") from bad
+
+
 def _lines(stream: BinaryIO, raw: BinaryIO, shown: str, size: int, limit: int) -> Iterator[tuple[int, bytes | BadRow]]:
     number = read = 0
     while line := stream.readline(limit + 1):

@@ -70,6 +70,9 @@ PROMPTS = _table(
 )
 """What is asked in reinforcement learning and evaluation; ``reference`` is the true continuation."""
 
+PHRASINGS = _table("phrasings", {"intent": _text(), "template": _text(), "prompt": _text()}, unique=["intent", "template"])
+"""Held-out prompts in every phrasing that the recipe has for them; ``intent`` is the prompt's id."""
+
 PAIRS = _table(
     "pairs",
     {

@@ -49,10 +49,7 @@ class Phrasings:
 
         Raises BadRow for a field that the template needs and the record lacks.
         """
-        task = task_of(record, self.fields, self.source, self.origin)
-        choices = next((self.tasks[key] for key in (task, task.rpartition("/")[2], "*") if key in self.tasks), None)
-        if choices is None:
-            raise BadRow("no-template", f"task {task!r} has no template", f"add it to {self.shown}, or a task '*'", "dataset")
+        task, choices = self._choices(record)
         names = sorted(name for name in choices if split == "test" or name not in self.held_out)
         if not names:
             raise BadRow("no-template", f"task {task!r} has held-out templates only", "hold fewer out", "template")
@@ -61,6 +58,23 @@ class Phrasings:
         row = pair_of(**sides) if "chosen" in sides else Row("demonstration", **sides)
         meta = meta_of(record, self.fields, self.source, self.origin) | {"template": name}
         return [row._replace(**meta)]
+
+    def every(self, record: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """Template -> (prompt, answer) of the record in every template of its task; of a pair the chosen answer."""
+        _, choices = self._choices(record)
+        found: dict[str, tuple[str, str]] = {}
+        for name, sides in sorted(choices.items()):
+            answer = sides.get("completion") or sides["chosen"]
+            found[name] = self._rendered(sides["prompt"], record, name), self._rendered(answer, record, name)
+        return found
+
+    def _choices(self, record: dict[str, Any]) -> tuple[str, dict[str, dict[str, Template]]]:
+        """The record's task and that task's templates. Raises BadRow where there are none."""
+        task = task_of(record, self.fields, self.source, self.origin)
+        choices = next((self.tasks[key] for key in (task, task.rpartition("/")[2], "*") if key in self.tasks), None)
+        if choices is None:
+            raise BadRow("no-template", f"task {task!r} has no template", f"add it to {self.shown}, or a task '*'", "dataset")
+        return task, choices
 
     def _rendered(self, template: Template, record: dict[str, Any], name: str) -> str:
         try:

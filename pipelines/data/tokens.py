@@ -42,6 +42,11 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [[token for token, _ in row] for row in _asked(tokenizer, texts)]
 
 
+def encode_completion(tokenizer: Any, text: str, eos: bool = True) -> list[int]:
+    """The tokens of one answer; see ``encode_completions``."""
+    return encode_completions(tokenizer, [text], [eos])[0]
+
+
 def encode_completions(tokenizer: Any, texts: Sequence[str], ended: Sequence[bool]) -> list[list[int]]:
     """The tokens of answers, ended by EOS unless they were cut. In chat format their leading space is dropped."""
     texts = [text.lstrip() for text in texts] if is_chat(tokenizer) else texts

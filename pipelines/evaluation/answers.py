@@ -29,7 +29,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to answer and score: folders and settings. ``policy`` may be the SFT model itself."""
+    """What a worker needs to answer and score: folders and settings. ``policy`` may be the SFT model itself.
+
+    The first ``known`` of the ``answers`` are left out, because they are there already; ``brief`` leaves out the greedy answer
+    and the base model's reading.
+    """
 
     policy: Path
     sft: Path
@@ -39,6 +43,8 @@ class Job:
     answers: int
     precision: Literal["float32", "bf16"]
     seed: int
+    known: int = 0
+    brief: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,14 @@ class Prompt:
 def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str, Any]]:
     """Rows of SAMPLES without ``gold``, a prompt's answers side by side, in the order of the prompts."""
     tokenizer = load_tokenizer(job.policy)
-    letters = answer_letters(job.answers)
+    letters = answer_letters(job.answers)[job.known :]
     asked = encode_prompts(tokenizer, [prompt.text for prompt in prompts])
     repeated = [ids for ids in asked for _ in letters]
     work = _Work(job, worker, asked, repeated, tokenizer)
 
     # 1. sample: the greedy answer once, the lettered ones from seeds that every policy shares
     policy = load_causal_lm(job.policy, worker.device)
-    greedy = work.drawn(policy, asked, seeds=None)
+    greedy = [] if job.brief else work.drawn(policy, asked, seeds=None)
     seeds = [seed_for(job.seed, "evaluate", prompt.id, letter) for prompt in prompts for letter in letters]
     drawn = work.drawn(policy, repeated, seeds)
 
@@ -73,20 +79,21 @@ def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str
         sft = work.scored(load_causal_lm(job.sft, worker.device), drawn, job.generation.temperature)
 
     # 4. the base model's, as a reader of English that no preference has touched
-    base = work.scored(load_causal_lm(job.base, worker.device), drawn, temperature=1.0)
+    base = [] if job.brief else work.scored(load_causal_lm(job.base, worker.device), drawn, temperature=1.0)
 
     # 5. the reward model's score
     rewards = work.rewarded(load_members(job.reward, job.sft, worker.device), drawn)
 
     rows = []
     for index, prompt in enumerate(prompts):
-        rows.append(_row(prompt, GREEDY, greedy[index], tokenizer))
+        if not job.brief:
+            rows.append(_row(prompt, GREEDY, greedy[index], tokenizer))
         for i, letter in enumerate(letters, start=index * len(letters)):
             scores = {
                 "reward": rewards[i],
                 "logprob": math.fsum(own[i].logprobs),
                 "logprob_sft": math.fsum(sft[i].logprobs),
-                "base_nll": -math.fsum(base[i].logprobs[: drawn[i].text_tokens]),
+                "base_nll": NAN if job.brief else -math.fsum(base[i].logprobs[: drawn[i].text_tokens]),
                 "entropy": math.fsum(own[i].entropies) / len(own[i].entropies),
             }
             rows.append(_row(prompt, letter, drawn[i], tokenizer) | scores)
@@ -127,8 +134,9 @@ class _Work:
     def __init__(self, job: Job, worker: Worker, asked: list[list[int]], repeated: list[list[int]], tokenizer: Any) -> None:
         self.job, self.worker, self.repeated, self.tokenizer = job, worker, repeated, tokenizer
         self.size = job.generation.batch_size
-        passes = 4 if job.policy == job.sft else 5
-        self.done, self.total = 0, math.ceil(len(asked) / self.size) + passes * math.ceil(len(repeated) / self.size)
+        passes = (4 if job.policy == job.sft else 5) - job.brief
+        greedy = 0 if job.brief else math.ceil(len(asked) / self.size)
+        self.done, self.total = 0, greedy + passes * math.ceil(len(repeated) / self.size)
 
     def drawn(self, model: Any, asked: list[list[int]], seeds: list[int] | None) -> list[_Drawn]:
         """Answers to ``asked``: greedy without seeds."""

@@ -9,7 +9,7 @@ import pandas as pd
 from pipelines.config import Evaluate
 from pipelines.context import seed_for
 from pipelines.evaluation.comparison import GREEDY, compare, sampled
-from pipelines.evaluation.metrics import cluster_mean, distinct_n, k1, perplexity, repetition
+from pipelines.evaluation.metrics import cluster_mean, cluster_ratio, distinct_n, k1, perplexity, repetition
 
 DIGITS = 6
 """Figures are rounded: the last bits depend on threads, and nobody reads them."""
@@ -24,6 +24,7 @@ def describe(samples: pd.DataFrame) -> dict[str, Any]:
     reward, reward_se = cluster_mean(drawn["reward"], prompts)
     drift = k1(drawn["logprob"], drawn["logprob_sft"])
     kl, kl_se = cluster_mean(drift, prompts)
+    per_token, per_token_se = cluster_ratio(drift, drawn["tokens"], prompts)
     found = {
         "prompts": drawn["prompt_id"].nunique(),
         "answers": len(drawn),
@@ -34,7 +35,8 @@ def describe(samples: pd.DataFrame) -> dict[str, Any]:
         "reward_se": reward_se,
         "kl": kl,
         "kl_se": kl_se,
-        "kl_per_token": drift.sum() / drawn["tokens"].sum(),
+        "kl_per_token": per_token,
+        "kl_per_token_se": per_token_se,
         "length": drawn["tokens"].mean(),
         "entropy": (drawn["entropy"] * drawn["tokens"]).sum() / drawn["tokens"].sum(),
         "eos_rate": drawn["ended"].mean(),
@@ -44,7 +46,7 @@ def describe(samples: pd.DataFrame) -> dict[str, Any]:
         "repetition": repetition(texts),
         "perplexity": perplexity(drawn["base_nll"], drawn["base_tokens"]),
     }
-    return {key: _plain(value) for key, value in found.items()}
+    return plain(found)
 
 
 def against(ours: pd.DataFrame, theirs: pd.DataFrame, evaluate: Evaluate, seed: int) -> dict[str, Any]:
@@ -62,14 +64,25 @@ def against(ours: pd.DataFrame, theirs: pd.DataFrame, evaluate: Evaluate, seed: 
         "tie": gold.tie,
         "win_rate": gold.win_rate,
         "comparisons": gold.comparisons,
+        "length_controlled_win_rate": gold.length_controlled,
+        "prompts_won": gold.signs.won,
+        "prompts_lost": gold.signs.lost,
+        "sign_p": gold.signs.p,
         "reward_win_rate": proxy.win_rate,
         "perplexity_ratio": us["perplexity"] / them["perplexity"],
         "distinct_2_ratio": us["distinct_2"] / them["distinct_2"] if them["distinct_2"] else 1.0,
     }
-    intervals = {"win_rate_ci": list(gold.interval), "reward_win_rate_ci": list(proxy.interval)}
-    return {key: _plain(value) for key, value in found.items()} | {
-        key: [_plain(end) for end in ends] for key, ends in intervals.items()
+    intervals = {
+        "win_rate_ci": list(gold.interval),
+        "reward_win_rate_ci": list(proxy.interval),
+        "length_controlled_win_rate_ci": list(gold.length_controlled_interval),
     }
+    return plain(found) | {key: [_plain(end) for end in ends] for key, ends in intervals.items()}
+
+
+def plain(found: dict[str, Any]) -> dict[str, Any]:
+    """Figures for JSON, rounded."""
+    return {key: _plain(value) for key, value in found.items()}
 
 
 def _plain(value: Any) -> Any:

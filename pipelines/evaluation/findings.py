@@ -11,11 +11,16 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines.config import Evaluate
+from pipelines.context import seed_for
 from pipelines.data.schemas import GOLD, PAIRS
 from pipelines.data.tables import read_table
-from pipelines.evaluation.comparison import sampled
+from pipelines.evaluation import optimisation
+from pipelines.evaluation.comparison import ratings, sampled
 from pipelines.evaluation.metrics import rank_correlation
+from pipelines.evaluation.reward_quality import quality
 from pipelines.evaluation.samples import SAMPLES
+from pipelines.evaluation.scored_pairs import SCORED_PAIRS
 
 SFT = "sft"
 DIGITS = 6
@@ -34,6 +39,9 @@ class Findings:
     tokens: dict[str, float]
     """Quantiles of the tokens of what SFT and the reward model were trained on."""
     pairs: pd.DataFrame
+    scored_pairs: pd.DataFrame
+    curves: dict[str, pd.DataFrame]
+    """Reward model and judge against KL: best-of-n under ``sft``, each policy's steps under its name."""
 
     @property
     def policies(self) -> list[str]:
@@ -41,7 +49,7 @@ class Findings:
         return list(self.methods)
 
 
-def gather(artifacts: Path, methods: Mapping[str, str], seed: int) -> Findings:
+def gather(artifacts: Path, methods: Mapping[str, str], evaluate: Evaluate, seed: int) -> Findings:
     """Read what the page shows for the SFT model and the policies named in ``methods`` (name -> method)."""
     names = [SFT, *methods]
     pairs = read_table(artifacts / "preferences" / "pairs.parquet", PAIRS)
@@ -49,7 +57,14 @@ def gather(artifacts: Path, methods: Mapping[str, str], seed: int) -> Findings:
     samples = {name: read_table(artifacts / "evaluations" / name / "samples.parquet", SAMPLES) for name in names}
     reward = _json(artifacts / "reward" / "metrics.json") | labels(pairs, gold)
     reward["gold_rank_correlation"] = _agreement(samples[SFT])
+    scored = read_table(artifacts / "evaluations" / SFT / "pairs.parquet", SCORED_PAIRS)
+    reward |= quality(scored, evaluate.bootstrap, seed_for(seed, "bootstrap"))
     evaluations = {name: _json(artifacts / "evaluations" / name / "metrics.json") for name in names}
+    for name, (rating, interval) in rated(samples, evaluate, seed).items():
+        evaluations[name] |= {"rating": rating, "rating_ci": interval}
+    curves = {name: pd.read_csv(artifacts / "evaluations" / name / "optimisation.csv") for name in names}
+    for name, points in curves.items():
+        evaluations[name]["optimisation"] = optimisation.summary("best_of" if name == SFT else "policy", points)
     return Findings(
         seed=seed,
         methods=methods,
@@ -72,7 +87,15 @@ def gather(artifacts: Path, methods: Mapping[str, str], seed: int) -> Findings:
             if "tokens" in name
         },
         pairs=pairs,
+        scored_pairs=scored,
+        curves=curves,
     )
+
+
+def rated(samples: Mapping[str, pd.DataFrame], evaluate: Evaluate, seed: int) -> dict[str, tuple[float, list[float]]]:
+    """The Bradley-Terry rating of every model by the judge, in Elo points above SFT, with its 95 % interval."""
+    found = ratings(samples, "gold", evaluate.tie_margin, evaluate.bootstrap, seed_for(seed, "bootstrap"))
+    return {name: (round(points, 1), [round(end, 1) for end in interval]) for name, (points, interval) in found.items()}
 
 
 def labels(pairs: pd.DataFrame, gold: pd.DataFrame) -> dict[str, Any]:

@@ -85,6 +85,43 @@ def cluster_mean(values: ArrayLike, clusters: Sequence[Hashable]) -> tuple[float
     return float(mean), float(spread)
 
 
+def cluster_ratio(above: ArrayLike, below: ArrayLike, clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """sum(above) / sum(below) of [N] values and its standard error, robust to clusters.
+
+    SE = sqrt(P / (P - 1) * sum_p (A_p - r B_p)^2) / sum(below), the delta method for a ratio of sums (Cochran 1977, equation
+    6.13); with ``below`` all 1 it is ``cluster_mean``'s, and nan for a single cluster.
+    """
+    top, bottom = cluster_sums(above, clusters)[0], cluster_sums(below, clusters)[0]
+    p, ratio = len(top), top.sum() / bottom.sum()
+    if p < 2:
+        return float(ratio), float("nan")
+    return float(ratio), float(np.sqrt(p / (p - 1) * np.sum((top - ratio * bottom) ** 2)) / bottom.sum())
+
+
+def exact_match(text: str, reference: str) -> float:
+    """1 where two texts have the same words in the same order (case and punctuation aside), else 0."""
+    return float(words(text) == words(reference))
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """ROUGE-L of two texts: F1 of their longest common subsequence of words (Lin 2004, equations 2 to 4 with beta 1)."""
+    ours, theirs = words(text), words(reference)
+    common = _common_subsequence(ours, theirs)
+    return 2.0 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """The length of the longest common subsequence, a bit a word of ``a`` (Hyyro 2004)."""
+    places: dict[str, int] = {}
+    for place, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << place
+    state = full = (1 << len(a)) - 1
+    for word in b:
+        matched = state & places.get(word, 0)
+        state = (state + matched) | (state - matched)
+    return (~state & full).bit_count()
+
+
 def bootstrap_interval(
     values: ArrayLike, clusters: Sequence[Hashable], resamples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:

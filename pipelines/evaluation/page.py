@@ -28,10 +28,14 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("gold_mean_greedy", "Gold score of the greedy answers", "+.3f"),
     ("reward_mean", "Reward model's score, mean", "+.3f"),
     ("win_rate", "Win rate against SFT, by the judge", "%"),
+    ("length_controlled_win_rate", "at equal lengths", "%"),
+    ("rating", "Rating (Elo points above SFT)", "+.0f"),
+    ("sign_p", "Sign test over prompts, p", ".2g"),
     ("reward_win_rate", "Win rate against SFT, by the reward model", "%"),
     ("kl", "KL to SFT (nats a sequence)", ".2f"),
     ("kl_se", "its standard error", ".2f"),
     ("kl_per_token", "KL to SFT (nats a token)", ".3f"),
+    ("kl_per_token_se", "its standard error", ".3f"),
     ("length", "Length (tokens)", ".1f"),
     ("eos_rate", "Answers that end by themselves", "%"),
     ("entropy", "Entropy (nats a token)", ".2f"),
@@ -42,6 +46,14 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("distinct_2_ratio", "against SFT's", ".2fx"),
     ("distinct_3", "Distinct-3", ".3f"),
     ("repetition", "Repetition within an answer (3-grams)", ".3f"),
+    ("copied", "Runs of five words copied from the training text", "%"),
+    ("demonstration_perplexity", "Perplexity of held-out demonstrations", ".1f"),
+    ("exact_match", "Greedy answers that match the reference", "%"),
+    ("rouge_l", "ROUGE-L of greedy answers and references", ".3f"),
+    ("rouge_l_unseen_templates", "in templates not trained on", ".3f"),
+    ("rouge_l_unseen_tasks", "in tasks not trained on", ".3f"),
+    ("posix", "Sensitivity to the prompt's wording (POSIX)", ".3f"),
+    ("posix_se", "its standard error", ".3f"),
 )
 
 
@@ -76,6 +88,7 @@ def render(found: Findings, plots: list[Plot], examples: int, audited: Audit | N
         cards=[_card(found, name) for name in found.policies],
         plots=sections,
         reward=_reward_facts(metrics["reward"]),
+        reward_groups=_reward_groups(metrics["reward"]),
         tables=_tables(found.quality),
         quality=_facts({key: value for key, value in found.quality.items() if key != "tables"}),
         tokens=_token_facts(found.tokens),
@@ -84,6 +97,7 @@ def render(found: Findings, plots: list[Plot], examples: int, audited: Audit | N
         figures=_figures(found),
         audit=audited,
         models=[SFT, *found.policies],
+        shown_first=max(found.policies, key=lambda name: metrics["policies"][name]["win_rate"], default=SFT),
         colours={name: slot(found, name) for name in [SFT, *found.policies]},
         data=Markup(_embedded(found)),
     )
@@ -119,6 +133,10 @@ def _card(found: Findings, name: str) -> Cell:
         "low": f"{100 * low:.2f}",
         "width": f"{100 * (high - low):.2f}",
         "shares": [(key, f"{100 * row[key]:.2f}", f"{100 * row[key]:.0f}") for key in ("win", "tie", "lose")],
+        "controlled": shown(row["length_controlled_win_rate"], "%"),
+        "signs": f"{row['prompts_won']} prompts won, {row['prompts_lost']} lost, p {_p(row['sign_p'])}",
+        "rating": shown(row["rating"], "+.0f"),
+        "rating_interval": " to ".join(shown(end, "+.0f") for end in row["rating_ci"]),
         "gold": shown(row["gold_mean"], "+.3f"),
         "gold_sft": shown(sft["gold_mean"], "+.3f"),
         "proxy": shown(row["reward_win_rate"], "%"),
@@ -131,21 +149,60 @@ def _card(found: Findings, name: str) -> Cell:
     }
 
 
+def _p(value: float) -> str:
+    """A p-value; rounded figures cannot tell less than a millionth."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
 def _figures(found: Findings) -> list[tuple[str, list[str]]]:
     """The whole table of figures: label, one cell a model."""
     models = [found.metrics["sft"], *found.metrics["policies"].values()]
-    return [(label, [shown(model.get(key), form) for model in models]) for key, label, form in FIGURES]
+    rows = [(label, [shown(model.get(key), form) for model in models]) for key, label, form in FIGURES]
+    suites = {name: list(figures) for model in models for name, figures in model.get("suites", {}).items()}
+    for suite, keys in sorted(suites.items()):
+        for key in keys:
+            cells = [shown(model.get("suites", {}).get(suite, {}).get(key), ".3f") for model in models]
+            rows.append((f"{suite}: {key.replace('_', ' ')}", cells))
+    return rows
 
 
 def _reward_facts(reward: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The reward model's figures: label, value, what it means."""
+    low, high = reward.get("pair_accuracy_ci", (None, None))
+    interval = f" (95 % interval {100 * low:.1f} to {100 * high:.1f})" if low is not None else ""
+    filler = reward.get("filler", {})
     return [
-        ("Pair accuracy", shown(reward.get("pair_accuracy"), "%"), "held-out pairs in the labelled order"),
+        ("Pair accuracy", shown(reward.get("pair_accuracy"), "%"), f"held-out pairs in the labelled order{interval}"),
         ("Ceiling", shown(reward.get("pair_accuracy_ceiling"), "%"), "the labels' own agreement with the judge on these pairs"),
         ("Log loss", shown(reward.get("log_loss"), ".3f"), "nats a pair; 0.693 is a coin"),
         ("Longer wins", shown(reward.get("longer_wins"), "%"), "what counting tokens alone would reach"),
         ("Rank correlation", shown(reward.get("gold_rank_correlation"), ".2f"), "with the judge, on SFT's held-out answers"),
+        ("Calibration error", shown(reward.get("calibration_error"), "%"), "how far its confidence is from its accuracy"),
+        ("Filler", shown(filler.get("change_sd"), "+.2f"), "standard deviations that empty words behind an answer add"),
     ]
+
+
+def _reward_groups(reward: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Accuracy by source, group and length: kind, name, pairs, accuracy with its interval, what longer answers would reach."""
+    rows = []
+    for key, kind in (("by_source", "source"), ("by_group", "group"), ("by_length", "chosen answer")):
+        for name, found in reward.get(key, {}).items():
+            low, high = found["accuracy_ci"]
+            accuracy = f"{shown(found['accuracy'], '%')} ({100 * low:.0f} to {100 * high:.0f})"
+            rows.append((kind, name, f"{found['pairs']:,}", accuracy, shown(found["longer_wins"], "%")))
+    people = reward.get("people")
+    if people:
+        low, high = people["agreement_ci"]
+        rows.append(
+            (
+                "judge",
+                "people",
+                f"{people['pairs']:,}",
+                f"{shown(people['agreement'], '%')} ({100 * low:.0f} to {100 * high:.0f})",
+                "–",
+            )
+        )
+    return rows
 
 
 def _pair_facts(pairs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -217,7 +274,7 @@ def _answer(found: Findings, name: str, row: dict[Any, Any]) -> Cell:
 
 
 def _embedded(found: Findings) -> str:
-    """All answers for the searchable table, as JSON that cannot close its script element.
+    """All answers for the table of comparisons, as JSON that cannot close its script element.
 
     A row: prompt index, model index, answer's name, text, gold, reward, log pi - log pi_sft (null for greedy answers).
     """

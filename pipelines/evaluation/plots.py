@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.findings import SFT, Findings
+from pipelines.evaluation.optimisation import fit
+from pipelines.evaluation.reward_quality import reliability
 from pipelines.evaluation.svg import MUTED, NEUTRAL, SERIES, Plot, render
 
 
@@ -43,10 +45,10 @@ CURVES = (
 
 def draw(found: Findings) -> list[Plot]:
     """All plots of the report, in the order of the page; a plot without data is left out."""
-    plots: list[Plot | None] = [_frontier(found), _gold_distribution(found), _proxy(found)]
+    plots: list[Plot | None] = [_frontier(found), _over_optimisation(found), _gold_distribution(found), _proxy(found)]
     plots += [_training(found, SFT, "sft_loss", "SFT loss", "Nats a token, on the completion's tokens only.")]
     plots += [_training(found, "reward", "reward_loss", "Reward model's loss", "Bradley-Terry; 0.693 = knows nothing yet.")]
-    plots += [_reward_accuracy(found)]
+    plots += [_reward_accuracy(found), _reliability(found)]
     plots += [_curve(found, curve) for curve in CURVES]
     return [plot for plot in plots if plot is not None]
 
@@ -67,7 +69,7 @@ def _curve(found: Findings, curve: Curve) -> Plot | None:
             _line(axes, found.histories[name], curve.column, colour_of(found, name), name)
         axes.set(xlabel="step")
 
-    return Plot(curve.name, curve.section, curve.caption, render(curve.name, curve.title, paint, legend=len(shown)))
+    return Plot(curve.name, curve.section, curve.caption, *render(curve.name, curve.title, paint, legend=len(shown)))
 
 
 def _training(found: Findings, stage: str, name: str, title: str, caption: str) -> Plot | None:
@@ -83,7 +85,7 @@ def _training(found: Findings, stage: str, name: str, title: str, caption: str) 
             _line(axes, history, column, colour, label)
         axes.set(xlabel="step")
 
-    return Plot(name, "models", caption, render(name, title, paint, legend=len(lines)))
+    return Plot(name, "models", caption, *render(name, title, paint, legend=len(lines)))
 
 
 def _reward_accuracy(found: Findings) -> Plot | None:
@@ -103,8 +105,25 @@ def _reward_accuracy(found: Findings) -> Plot | None:
 
     legend = 1 + (ceiling is not None)
     caption = "0.5 is a coin; the dashed line is what a perfect model would reach."
-    svg = render("reward_accuracy", "Reward model: pairs in the right order", paint, legend=legend)
-    return Plot("reward_accuracy", "models", caption, svg)
+    drawn = render("reward_accuracy", "Reward model: pairs in the right order", paint, legend=legend)
+    return Plot("reward_accuracy", "models", caption, *drawn)
+
+
+def _reliability(found: Findings) -> Plot | None:
+    """How often the reward model is right, by how sure it is (Guo et al. 2017, figure 1)."""
+    bins = reliability(found.scored_pairs) if len(found.scored_pairs) else found.scored_pairs
+    if bins.empty:
+        return None
+
+    def paint(axes: Axes) -> None:
+        axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linestyle="--", linewidth=1, label="as sure as right")
+        axes.plot(bins["confidence"], bins["accuracy"], color=SERIES[0], label="reward model")
+        axes.scatter(bins["confidence"], bins["accuracy"], s=8 + 90 * bins["pairs"] / bins["pairs"].sum(), color=SERIES[0])
+        axes.set(xlabel="confidence", ylabel="share right", xlim=(0.48, 1.02), ylim=(0.0, 1.05))
+
+    caption = "Below the dashed line it is surer than it is right. A larger dot stands for more pairs."
+    drawn = render("reliability", "Is the reward model as sure as it is right?", paint, legend=2)
+    return Plot("reliability", "models", caption, *drawn)
 
 
 def _frontier(found: Findings) -> Plot:
@@ -119,8 +138,39 @@ def _frontier(found: Findings) -> Plot:
         axes.margins(x=0.12, y=0.15)
 
     caption = "Up is better, right is further from SFT. Bars are 95 % intervals."
-    svg = render("frontier", "What the drift buys: gold score against KL", paint, legend=1 + len(found.policies))
-    return Plot("frontier", "frontier", caption, svg)
+    drawn = render("frontier", "What the drift buys: gold score against KL", paint, legend=1 + len(found.policies))
+    return Plot("frontier", "frontier", caption, *drawn)
+
+
+def _over_optimisation(found: Findings) -> Plot:
+    """What gold (solid) and proxy (dashed) gain over SFT by sqrt(KL), in standard deviations of SFT's answers.
+
+    Best-of-n is grey. Where there are points enough, gold's line is Gao et al.'s form fitted to them; rings are highest points.
+    """
+    sft = sampled(found.samples[SFT])
+    spread = {score: float(sft[score].std()) or 1.0 for score in ("gold", "reward")}
+
+    def paint(axes: Axes) -> None:
+        for name, points in found.curves.items():
+            colour, d = colour_of(found, name), points["distance"].to_numpy()
+            gains = {score: (points[score] - points[score].iloc[0]).to_numpy() / spread[score] for score in spread}
+            axes.plot(d, gains["reward"], "--", color=colour, linewidth=1.0, alpha=0.8)
+            fitted = fit("best_of" if name == SFT else "policy", d, gains["gold"])
+            label = "best of n" if name == SFT else name
+            if fitted is None:
+                axes.plot(d, gains["gold"], "o-", color=colour, markersize=3.5, label=label)
+            else:
+                fine = np.linspace(d.max() / 100, d.max(), 100)
+                axes.plot(fine, fitted.gain(fine), color=colour, label=label)
+                axes.errorbar(d, gains["gold"], 1.96 * points["gold_se"].fillna(0.0) / spread["gold"], fmt="o", color=colour,
+                              markersize=3, linewidth=0.8)  # fmt: skip
+            best = int(np.argmax(gains["gold"]))
+            axes.plot(d[best], gains["gold"][best], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
+        axes.set(xlabel="square root of KL to SFT", ylabel="gain, SFT standard deviations")
+
+    caption = "Solid: by the judge, its peak ringed. Dashed: by the reward model. Where only that rises, it is being gamed."
+    drawn = render("over_optimisation", "What the judge sees of the reward model's gains", paint, legend=len(found.curves))
+    return Plot("over_optimisation", "frontier", caption, *drawn)
 
 
 def _gold_distribution(found: Findings) -> Plot:
@@ -133,8 +183,8 @@ def _gold_distribution(found: Findings) -> Plot:
         axes.set(xlabel="gold score", ylabel="share", ylim=(0, 1.03))
 
     caption = "A line further right is better everywhere; a step is a score that many answers share."
-    svg = render("gold_distribution", "Answers with at least this gold score", paint, legend=len(found.samples))
-    return Plot("gold_distribution", "frontier", caption, svg)
+    drawn = render("gold_distribution", "Answers with at least this gold score", paint, legend=len(found.samples))
+    return Plot("gold_distribution", "frontier", caption, *drawn)
 
 
 def _proxy(found: Findings) -> Plot:
@@ -149,8 +199,8 @@ def _proxy(found: Findings) -> Plot:
         axes.set(xlabel="reward model's score", ylabel="gold score")
 
     caption = "Means of six groups of answers. A rising line: the reward model's order is the judge's order."
-    svg = render("proxy", "Does the reward model see what the judge sees?", paint, legend=len(found.samples))
-    return Plot("proxy", "frontier", caption, svg)
+    drawn = render("proxy", "Does the reward model see what the judge sees?", paint, legend=len(found.samples))
+    return Plot("proxy", "frontier", caption, *drawn)
 
 
 def _series(history: pd.DataFrame, column: str) -> pd.DataFrame | None:

@@ -1,4 +1,4 @@
-"""Plots as SVG text: drawn once, shown twice (as a file on white, and inside the page in its colours).
+"""Plots as SVG text and PNG: drawn once, shown as files on white, and inside the page in its colours.
 
 Byte-deterministic: a fixed hash salt, no date, matplotlib's own font for the layout, no global state.
 """
@@ -20,6 +20,8 @@ INK, MUTED, GRID, PAPER = "#1c2430", "#626d7c", "#e3e6ea", "#fffffe"
 NEUTRAL = "#7b8794"
 SERIES = ("#0f766e", "#c2570c", "#4f46e5", "#be185d", "#5c7a0a", "#0369a1", "#8a4b2a", "#7e22ce")
 """Told apart by people who see colours differently, and readable on both of the page's backgrounds."""
+
+DPI = 150
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -47,16 +49,17 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: file name, section of the page, what it shows in a sentence, and the SVG on white."""
+    """One plot: file name, section of the page, what it shows in a sentence, and it as SVG and PNG on white."""
 
     name: str
     section: str
     caption: str
     svg: str
+    png: bytes
 
 
-def render(name: str, title: str, paint: Callable[[Axes], None], legend: int = 0) -> str:
-    """One figure of the report's size: title, axes, and a legend of ``legend`` entries below them."""
+def render(name: str, title: str, paint: Callable[[Axes], None], legend: int = 0) -> tuple[str, bytes]:
+    """One figure of the report's size as SVG and PNG: title, axes, and a legend of ``legend`` entries below them."""
     settings: Any = {**mpl.rcParamsDefault, **STYLE, "svg.hashsalt": f"prefloop-{name}"}
     with mpl.rc_context(settings):
         figure = Figure(figsize=(4.1, 2.9 + 0.19 * ((legend + 2) // 3)), facecolor=PAPER, layout="constrained")
@@ -66,9 +69,10 @@ def render(name: str, title: str, paint: Callable[[Axes], None], legend: int = 0
         paint(axes)
         if legend:
             figure.legend(loc="outside lower left", ncols=min(legend, 3), handlelength=1.4, columnspacing=1.4)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+        vector, raster = io.StringIO(), io.BytesIO()
+        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(raster, format="png", dpi=DPI, metadata={"Software": None})
+    return vector.getvalue(), raster.getvalue()
 
 
 def inline(plot: Plot) -> str:

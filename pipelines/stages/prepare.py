@@ -2,7 +2,7 @@
 
 Reads    the installed package ``prepare.package``, or the files and hub data sets under ``prepare.sources``;
          ``data/preferences/*.jsonl``, ``data/templates/``
-Writes   artifacts/prepared/{corpus,demonstrations,prompts,preferences,labels}.parquet, artifacts/prepared/quality.json,
+Writes   artifacts/prepared/{corpus,demonstrations,prompts,phrasings,preferences,labels}.parquet, artifacts/prepared/quality.json,
          artifacts/prepared/quarantine.jsonl (bad rows that were put aside: code, place, reason)
 Params   seed, prepare
 Metrics  demonstrations, prompts, preferences, corpus, labels (rows); rows/RULE: read, quarantined, dropped by rule
@@ -24,7 +24,7 @@ import pyarrow
 
 from pipelines.config.data import Prepare, Source
 from pipelines.context import Context
-from pipelines.data import schemas, streams
+from pipelines.data import phrasings, schemas, streams
 from pipelines.data.candidates import from_plays
 from pipelines.data.mixture import draw, selected
 from pipelines.data.plays import read_plays
@@ -101,6 +101,7 @@ def run(ctx: Context) -> dict[str, float]:
     facts = quality(drawn, dropped | unused(candidates)) | {name: value for name, value in facts.items() if value}
     if facts["prompts_in_two_splits"]:
         raise DataError(f"{facts['prompts_in_two_splits']} prompts stand in two splits; name their rows' groups alike")
+    write_table(phrased(ctx, frames["prompts"], prepare), ctx.out("prepared/phrasings.parquet"), schemas.PHRASINGS)
     write_json(ctx.out("prepared/quality.json"), facts)
     return {name: float(sizes[name]) for name in drawn} | counts(facts)
 
@@ -111,6 +112,14 @@ def draw_prompts(candidates: pd.DataFrame, prepare: Prepare, weights: dict[str, 
     asked = candidates[candidates["askable"]].drop_duplicates("key")
     drawn = [_first(asked, split, count, "prompts", prepare, weights) for split, count in wanted.items()]
     return pd.concat(drawn)
+
+
+def phrased(ctx: Context, prompts: pd.DataFrame, prepare: Prepare) -> pd.DataFrame:
+    """The first test prompts in every phrasing that the recipe has for them."""
+    wanted = prompts[prompts["split"] == "test"]["id"].head(prepare.phrasings).tolist()
+    if prepare.source == "plays":
+        return phrasings.of_plays(read_plays(prepare.package), prepare, wanted)
+    return phrasings.of_sources(prepare, ctx.root, ctx.params.seed, wanted)
 
 
 def draw_demonstrations(

@@ -1,8 +1,8 @@
 """One page that shows the whole run: verdict, win table, curves, reward model, data, answers.
 
 Reads:   evaluations, policies, sft and reward (histories and figures), preferences, prepared/quality.json
-Writes:  report/{index.html, metrics.json}, report/plots/*.svg
-Params:  seed, report, policies (only the policies named there are shown)
+Writes:  report/{index.html, metrics.json}, report/plots/*.{svg, png}, report/data/*.csv (DVC plots)
+Params:  seed, evaluate, report, policies (only the policies named there are shown)
 Metrics: policies (how many are shown), pair_accuracy, each policy's win rate, and alarms (of the detectors)
 Paper:   Gao et al. 2022 (gold and proxy against KL), Rafailov et al. 2023, figure 2 (the reward-KL frontier)
 """
@@ -12,14 +12,14 @@ from __future__ import annotations
 from pipelines.context import Context
 from pipelines.data.tables import whole_file, write_json
 from pipelines.diagnosis.audit import Known, audit
-from pipelines.evaluation import findings, page, plots
+from pipelines.evaluation import findings, page, plots, tables
 
 
 def run(ctx: Context) -> dict[str, float]:
     """Beats: gather, draw, examine, write."""
     # 1. everything that earlier stages have found
     methods: dict[str, str] = {name: policy.method for name, policy in sorted(ctx.params.policies.items())}
-    found = findings.gather(ctx.artifacts, methods, ctx.params.seed)
+    found = findings.gather(ctx.artifacts, methods, ctx.params.evaluate, ctx.params.seed)
     ctx.journal.log(1, 3, note="gathered")
 
     # 2. plots, as files on white
@@ -27,12 +27,17 @@ def run(ctx: Context) -> dict[str, float]:
     for plot in drawn:
         with whole_file(ctx.out(f"report/plots/{plot.name}.svg")) as partial:
             partial.write_text(plot.svg, encoding="utf-8")
+        with whole_file(ctx.out(f"report/plots/{plot.name}.png")) as partial:
+            partial.write_bytes(plot.png)
     ctx.journal.log(2, 3, note="drawn")
 
     # 3. what the detectors say of every training, and which stage is at fault where a policy disappoints
     audited = audit(_known(ctx, found))
 
-    # 4. the figures, and the page
+    # 4. the figures, tables for DVC's plots, and the page
+    for name, table in tables.draw(found).items():
+        with whole_file(ctx.out(f"report/data/{name}.csv")) as partial:
+            table.to_csv(partial, index=False, lineterminator="\n")
     write_json(ctx.out("report/metrics.json"), found.metrics)
     with whole_file(ctx.out("report/index.html")) as partial:
         partial.write_text(page.render(found, drawn, ctx.params.report.examples, audited), encoding="utf-8")

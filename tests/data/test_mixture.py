@@ -11,6 +11,7 @@ import pytest
 from pipelines.config.data import Mixture, Prepare, Source
 from pipelines.data.mixture import draw, quotas, rates, selected
 from pipelines.data.phrasing import cut_by_sampler
+from pipelines.data.phrasings import of_sources
 from pipelines.data.rows import ingest
 from pipelines.errors import ConfigurationError, DataError
 from tests.data.helpers import rows_of
@@ -166,3 +167,23 @@ def test_prompts_are_cut_to_uniform_lengths() -> None:
     assert all(53 <= count <= 147 for count in lengths.values())
     assert all(cut and text.startswith(cut[0] + cut[1]) for cut in cuts)
     assert cut_by_sampler("one two", prepare, 0) is None
+
+
+def test_an_intent_in_every_template_that_asks_for_its_answer(tmp_path: Path) -> None:
+    """The inverse template asks for the premise, which is another intent; a source without templates gives nothing."""
+    (tmp_path / "data/templates").mkdir(parents=True)
+    (tmp_path / "data/templates/flan.yaml").write_text(FLAN, encoding="utf-8")
+    task = {"category": "nli", "dataset": "rte", "answer": "yes"}
+    rows = [task | {"premise": f"It rains {n}.", "hypothesis": f"it is wet {n}"} for n in range(3)]
+    (tmp_path / "data/rte.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "data/plain.jsonl").write_text('{"prompt": "Q", "completion": "A"}\n', encoding="utf-8")
+    phrased = Source(path="data/rte.jsonl", format="template", templates="data/templates/flan.yaml")
+    given = Source(path="data/plain.jsonl")
+    prepare = Prepare(source="files", learns_from="data", sources={"rte": phrased, "plain": given})
+    found = of_sources(prepare, tmp_path, 1, ["plain-000000", "rte-000002", "rte-000000"])
+    assert found.to_dict("records") == [
+        {"intent": "rte-000002", "template": "first", "prompt": "Does it follow that it is wet 2 from It rains 2.?"},
+        {"intent": "rte-000002", "template": "plain", "prompt": "It rains 2. So it is wet 2?"},
+        {"intent": "rte-000000", "template": "first", "prompt": "Does it follow that it is wet 0 from It rains 0.?"},
+        {"intent": "rte-000000", "template": "plain", "prompt": "It rains 0. So it is wet 0?"},
+    ]

@@ -16,6 +16,7 @@ from pipelines.config.data import Source
 from pipelines.context import Context
 from pipelines.data import streams
 from pipelines.data.quality import languages, quality
+from pipelines.data.schemas import PHRASINGS
 from pipelines.data.tables import read_table
 from pipelines.errors import DataError
 from pipelines.stages import prepare
@@ -90,6 +91,19 @@ def test_demonstrations_end_at_a_clause_and_prompts_have_their_words(plays: tupl
     marks = {"colon": ": ", "heading": "**\n", "says": " says: ", "stop": ".\n"}
     for row in tables["prompts"].itertuples():
         assert len(row.prompt.partition(marks[row.template])[2].split()) == 8
+
+
+def test_the_first_test_prompts_are_asked_for_in_every_phrasing(plays: tuple) -> None:
+    """Eight speeches in four phrasings; the one that was drawn is among them, word for word."""
+    _, tables, out = plays
+    found = read_table(out / "phrasings.parquet", PHRASINGS)
+    held_out = tables["prompts"][tables["prompts"]["split"] == "test"].head(8)
+    assert found["intent"].drop_duplicates().tolist() == held_out["id"].tolist()
+    assert found.groupby("intent")["template"].apply(list).tolist() == [["colon", "heading", "says", "stop"]] * 8
+    by_name = found.set_index(["intent", "template"])["prompt"]
+    for row in held_out.itertuples():
+        assert by_name[row.id, row.template] == row.prompt
+    assert found["prompt"].is_unique
 
 
 def test_equal_inputs_give_equal_bytes_and_another_seed_another_draw_of_the_same_splits(plays: tuple, tmp_path: Path) -> None:

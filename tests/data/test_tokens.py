@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipelines.data.lengths import bucketed, fit, quantiles
 from pipelines.data.tokens import (
     decode,
+    encode_completion,
     encode_completions,
     encode_prompt,
     examples,
@@ -32,10 +33,6 @@ ROWS = st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=5)
 
 def example(tokenizer: Any, prompt: str, completion: str, loss_on: str = "completion") -> dict[str, list[int]]:
     return examples(tokenizer, [prompt], [completion], loss_on)[0]
-
-
-def encode_completion(tokenizer: Any, text: str, eos: bool = True) -> list[int]:
-    return encode_completions(tokenizer, [text], [eos])[0]
 
 
 def _chat() -> Any:

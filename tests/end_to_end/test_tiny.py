@@ -73,6 +73,29 @@ def test_dvc_finds_everything_up_to_date(tiny: Path) -> None:
     assert json.loads(done.stdout) == {}
 
 
+def test_dvc_draws_the_plots(tiny: Path) -> None:
+    """`dvc plots show` makes one page of the report's tables, every policy's training and every curve of over-optimisation."""
+    done = run_in(tiny, tiny.parent / "home", "-m", "dvc", "plots", "show", "--out", str(tiny.parent / "plots"))
+    assert done.returncode == 0, done.stderr
+    page = (tiny.parent / "plots" / "index.html").read_text(encoding="utf-8")
+    drawn = [f"report/data/{name}.csv" for name in ("frontier", "over_optimisation", "reliability", "win_rates")]
+    drawn += ["plots/ppo.csv", "plots/dpo.csv", "evaluations/sft/optimisation.csv", "evaluations/ppo/optimisation.csv"]
+    for name in drawn:
+        assert f"artifacts/{name}" in page, name
+
+
+def test_the_report_is_an_artifact_of_its_run(tiny: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tiny / 'mlflow.db'}")
+    run = next(run for run in runs_of(tiny) if run.data.tags.get("prefloop.stage") == "report")
+    assert {each.path for each in client.list_artifacts(run.info.run_id, "report")} == {
+        f"report/{name}" for name in ("data", "index.html", "metrics.json", "plots")
+    }
+    plots = {each.path for each in client.list_artifacts(run.info.run_id, "report/plots")}
+    assert {"report/plots/frontier.png", "report/plots/frontier.svg", "report/plots/over_optimisation.svg"} <= plots
+
+
 @pytest.mark.slow
 def test_dvc_repro_alone_gives_the_same_bytes_in_another_clone(tiny: Path, fresh: Callable[[str], Path]) -> None:
     """Another path, an empty cache and home, another PYTHONHASHSEED: an identical dvc.lock, and every stage really trained."""

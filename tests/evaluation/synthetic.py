@@ -12,7 +12,9 @@ from pipelines import config
 from pipelines.data.schemas import GOLD, PAIRS
 from pipelines.data.tables import write_json, write_table
 from pipelines.evaluation.figures import against, describe
+from pipelines.evaluation.optimisation import best_of, curve
 from pipelines.evaluation.samples import SAMPLES
+from pipelines.evaluation.scored_pairs import SCORED_PAIRS
 
 KIND = ("my", "good", "sweet", "lord,", "I", "love", "thee", "and", "thy", "gentle", "heart", "with", "joy;")
 PLAIN = ("the", "king", "doth", "march", "upon", "the", "city,", "and", "his", "men", "go", "after", "him", "at", "dawn;")
@@ -51,6 +53,8 @@ def write_run(root: Path, policies: dict[str, str], prompts: int = 64, nasty: bo
             figures |= against(table, tables["sft"], config.Evaluate(), seed=1)
         write_table(table, artifacts / "evaluations" / name / "samples.parquet", SAMPLES)
         write_json(artifacts / "evaluations" / name / "metrics.json", figures)
+        points = best_of(table) if name == "sft" else curve({0: tables["sft"], 30: table})
+        points.to_csv(artifacts / "evaluations" / name / "optimisation.csv", index=False, lineterminator="\n")
     for name, method in policies.items():
         _history(method).to_parquet(_made(artifacts / "policies" / name / "history.parquet"))
     _falling(40, 3.4, 2.3).to_parquet(_made(artifacts / "sft" / "history.parquet"))
@@ -60,6 +64,7 @@ def write_run(root: Path, policies: dict[str, str], prompts: int = 64, nasty: bo
     write_json(artifacts / "reward" / "metrics.json", {"pair_accuracy": 0.725, "longer_wins": 0.5, "log_loss": 0.58})
     tokens = {"tokens_q00": 12.0, "tokens_q10": 18.0, "tokens_q50": 30.5, "tokens_q90": 39.0, "tokens_q100": 45.0}
     write_json(artifacts / "sft" / "metrics.json", {"eval_loss": 2.3} | tokens)
+    write_table(scored_pairs(), artifacts / "evaluations" / "sft" / "pairs.parquet", SCORED_PAIRS)
     pairs, gold = preferences()
     write_table(pairs, artifacts / "preferences" / "pairs.parquet", PAIRS)
     write_table(gold, artifacts / "preferences" / "gold.parquet", GOLD)
@@ -90,6 +95,19 @@ def preferences() -> tuple[pd.DataFrame, pd.DataFrame]:
             row = {"answer_index": index, "answer": answer, "gold": score}
             gold.append({"prompt_id": id_, "prompt": prompt, **row, "split": split})
     return pd.DataFrame(pairs), pd.DataFrame(gold)
+
+
+def scored_pairs(count: int = 80) -> pd.DataFrame:
+    """Held-out pairs of which a well calibrated reward model knows the order in three of four."""
+    rng = np.random.default_rng(11)
+    rows = []
+    for i in range(count):
+        margin, worse = float(rng.normal(0.9, 1.2)), float(rng.normal())
+        names = {"id": f"s{i}", "prompt_id": f"p{i // 2:03d}", "judge": "lexicon", "group": ("comedy", "tragedy")[i % 2]}
+        lengths = {"chosen_tokens": int(rng.integers(4, 20)), "rejected_tokens": int(rng.integers(4, 20))}
+        scores = {"chosen_reward": worse + margin, "rejected_reward": worse, "filler_reward": worse + margin - 0.2}
+        rows.append(names | {"source": "judge", "margin": float("nan")} | lengths | scores)
+    return pd.DataFrame(rows)
 
 
 def _samples(kindness: float, drift: float, prompts: int, seed: int) -> pd.DataFrame:

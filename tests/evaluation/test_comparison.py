@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 from pipelines.errors import DataError
-from pipelines.evaluation.comparison import answer_letters, compare, outcomes, sampled
+from pipelines.evaluation.comparison import answer_letters, compare, outcomes, ratings, sampled
+from pipelines.evaluation.paired import ELO
 
 
 def _table(scores: dict[tuple[str, str], float]) -> pd.DataFrame:
-    return pd.DataFrame([{"prompt_id": id_, "answer": letter, "gold": gold} for (id_, letter), gold in scores.items()])
+    rows = [{"prompt_id": id_, "answer": letter, "gold": gold, "tokens": 9} for (id_, letter), gold in scores.items()]
+    return pd.DataFrame(rows)
 
 
 def test_a_difference_equal_to_the_margin_is_a_tie() -> None:
@@ -27,6 +29,9 @@ def test_answers_are_compared_letter_by_letter_and_greedy_ones_left_out() -> Non
     assert result.comparisons == 4
     # prompt means 0.5 and 0.75, so resampled means are 0.5, 0.625 or 0.75
     assert result.interval == (0.5, 0.75)
+    # prompt p is balanced, prompt q is won: one prompt alone proves nothing; equal lengths leave the win rate as it is
+    assert (result.signs.won, result.signs.lost, result.signs.p) == (1, 0, 1.0)
+    assert result.length_controlled == pytest.approx(0.625, abs=1e-12)
 
 
 def test_a_model_ties_with_itself() -> None:
@@ -55,3 +60,21 @@ def test_letters() -> None:
 
 def test_sampled_drops_the_greedy_answers() -> None:
     assert sampled(_table({("p", "greedy"): 1.0, ("p", "A"): 2.0}))["answer"].tolist() == ["A"]
+
+
+def test_ratings_of_three_models_by_hand() -> None:
+    """Two prompts with two answers each; every pair of models has half a win each way added.
+
+    ppo beats sft in 3 of 4 comparisons: with dpo as sft's twin, equal chances make both its ratings
+    log((3 + 1/2) / (1 + 1/2)) in nats at sft = dpo = 0.
+    """
+    sft = {(id_, letter): 0.0 for id_ in "pq" for letter in "AB"}
+    ppo = {("p", "A"): 1.0, ("p", "B"): 1.0, ("q", "A"): 1.0, ("q", "B"): -1.0}
+    tables = {"sft": _table(sft), "dpo": _table(sft), "ppo": _table(ppo)}
+    found = ratings(tables, "gold", margin=0.0, resamples=300, seed=1)
+    assert list(found) == ["sft", "dpo", "ppo"]
+    assert found["sft"] == (0.0, (0.0, 0.0))
+    assert found["dpo"][0] == pytest.approx(0.0, abs=1e-9)
+    assert found["ppo"][0] == pytest.approx(ELO * np.log(3.5 / 1.5), abs=1e-9)
+    # resampled prompts: q twice gives 2 of 4, p twice 4 of 4
+    assert found["ppo"][1] == pytest.approx((0.0, ELO * np.log(4.5 / 0.5)), abs=1e-9)

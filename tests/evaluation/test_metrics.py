@@ -5,15 +5,20 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.evaluation.metrics import (
     bootstrap_interval,
     cluster_mean,
+    cluster_ratio,
     distinct_n,
+    exact_match,
     k1,
     perplexity,
     rank_correlation,
     repetition,
+    rouge_l,
     words,
 )
 
@@ -140,3 +145,40 @@ def _binomial_quantile(q: float, n: int, p: float) -> int:
         if total >= q:
             return successes
     return n
+
+
+def test_the_error_of_a_ratio_by_hand() -> None:
+    """Clusters (A, B): (6, 2), (2, 2), (4, 4): r = 12/8; residuals 3, -1, -2; SE = sqrt(3/2 (9 + 1 + 4)) / 8."""
+    above, below, clusters = [4.0, 2.0, 2.0, 1.0, 3.0], [1, 1, 2, 1, 3], list("aabcc")
+    ratio, error = cluster_ratio(above, below, clusters)
+    assert ratio == pytest.approx(1.5, abs=1e-12)
+    assert error == pytest.approx(math.sqrt(1.5 * 14) / 8, abs=1e-12)
+    assert cluster_ratio(above, np.ones(5), clusters) == pytest.approx(cluster_mean(above, clusters), abs=1e-12)
+    assert math.isnan(cluster_ratio([1.0], [2.0], "a")[1])
+
+
+def test_rouge_l_by_hand() -> None:
+    # Lin 2004, section 3: police killed the gunman; S2 shares police, the, gunman; S3 the, gunman
+    reference = "police killed the gunman"
+    assert rouge_l("police kill the gunman", reference) == pytest.approx(0.75, abs=1e-12)
+    assert rouge_l("the gunman kill police", reference) == pytest.approx(0.5, abs=1e-12)
+    assert rouge_l("The gunman!", reference) == pytest.approx(2 * 2 / 6, abs=1e-12)
+    assert rouge_l("", reference) == rouge_l("nobody", reference) == 0.0
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=7), st.lists(st.sampled_from("abc"), max_size=7))
+def test_the_common_subsequence_is_the_longest_of_all(a: list[str], b: list[str]) -> None:
+    """Against every subsequence of the one, looked for in the other."""
+
+    def inside(part: tuple[str, ...]) -> bool:
+        rest = iter(b)
+        return all(word in rest for word in part)
+
+    longest = max(len(part) for n in range(len(a) + 1) for part in itertools.combinations(a, n) if inside(part))
+    expected = 2 * longest / (len(a) + len(b)) if longest else 0.0
+    assert rouge_l(" ".join(a), " ".join(b)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_exact_match_is_of_words() -> None:
+    assert exact_match(" Sweet sorrow,", "sweet Sorrow") == 1.0
+    assert exact_match("sweet", "sweet sorrow") == 0.0

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from pipelines.config import Evaluate
 from pipelines.diagnosis.audit import Audit, Known, audit
 from pipelines.evaluation import findings, page, plots
 from pipelines.evaluation.findings import in_hash_order, labels
@@ -27,7 +28,7 @@ METHODS = {"dpo": "dpo", "ppo": "ppo"}
 def gathered(tmp_path_factory: pytest.TempPathFactory) -> findings.Findings:
     root = tmp_path_factory.mktemp("run")
     write_run(root, METHODS, prompts=40, nasty=True)
-    return findings.gather(root / "artifacts", METHODS, seed=1)
+    return findings.gather(root / "artifacts", METHODS, Evaluate(), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,9 @@ def test_the_figures_have_the_promised_shape(gathered: findings.Findings) -> Non
     assert all(row["win"] + row["lose"] + row["tie"] == pytest.approx(1.0, abs=2e-6) for row in metrics["policies"].values())
     assert metrics["reward"]["pair_accuracy"] == 0.725
     assert metrics["reward"]["pair_accuracy_ceiling"] == 0.75
+    assert metrics["sft"]["rating"] == 0.0
+    low, high = metrics["policies"]["ppo"]["rating_ci"]
+    assert 0 < low < metrics["policies"]["ppo"]["rating"] < high
 
 
 def test_the_examples_are_the_first_in_hash_order(gathered: findings.Findings, html: str) -> None:
@@ -148,7 +152,7 @@ def test_plots_are_whole_svg_and_take_the_colours_of_the_page(drawn: list[plots.
 def test_a_history_without_a_known_column_draws_nothing(gathered: findings.Findings) -> None:
     bare = {name: pd.DataFrame({"step": [1, 2]}) for name in gathered.histories}
     names = [plot.name for plot in plots.draw(findings.Findings(**(vars(gathered) | {"histories": bare})))]
-    assert names == ["frontier", "gold_distribution", "proxy"]
+    assert names == ["frontier", "over_optimisation", "gold_distribution", "proxy", "reliability"]
 
 
 def test_what_the_detectors_found_is_shown(html: str) -> None:
@@ -161,7 +165,7 @@ def test_what_the_detectors_found_is_shown(html: str) -> None:
 
 def test_a_run_without_policies_has_a_page(tmp_path: Path) -> None:
     write_run(tmp_path, {}, prompts=3)
-    alone = findings.gather(tmp_path / "artifacts", {}, seed=1)
+    alone = findings.gather(tmp_path / "artifacts", {}, Evaluate(), seed=1)
     assert "No policy was trained" in page.render(alone, plots.draw(alone), examples=10)
 
 
@@ -196,21 +200,43 @@ def test_in_a_browser_nothing_fails_loads_or_overflows(tab: Browser, html: str, 
     assert light < 60 if dark else light > 200
 
 
-def test_in_a_browser_the_table_can_be_searched(tab: Browser, html: str, tmp_path: Path) -> None:
+def test_in_a_browser_answers_are_compared_side_by_side(tab: Browser, html: str, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(html, encoding="utf-8")
     tab.open(tmp_path / "index.html", 1280)
-    type_in = "(text) => { const e = document.getElementById('query'); e.value = text; e.dispatchEvent(new Event('input')); }"
-    assert tab.value("document.getElementById('count').textContent") == "480 answers"
-    tab.value(f"({type_in})('LEFT script')")  # words in any order, any case; markup is shown as text
-    assert tab.value("document.getElementById('count').textContent") == "40 answers"
-    assert NASTY in tab.value("document.querySelector('#rows td.t').textContent")
+    set_to = "(id, value, kind) => { const e = document.getElementById(id); e.value = value; e.dispatchEvent(new Event(kind)); }"
+    count = "document.getElementById('count').textContent"
+    assert tab.value("[document.getElementById('model').value, document.getElementById('against').value]") == ["ppo", "sft"]
+    assert tab.value(count) == "160 comparisons"  # 40 prompts, three sampled answers and the greedy one
+    tab.value(f"({set_to})('query', 'LEFT script', 'input')")  # words in any order, any case; markup is shown as text
+    assert tab.value(count) == "40 comparisons"
+    assert NASTY in tab.value("document.querySelector('#rows td.t:nth-child(3) .text').textContent")
     tab.value("document.getElementById('more').click()")
     assert tab.value("document.querySelectorAll('#rows tr').length") == 40
     assert tab.value("document.getElementById('more').hidden") is True
-    tab.value(f"({type_in})('')")
-    tab.value("{ const e = document.getElementById('order'); e.value = 'worst'; e.dispatchEvent(new Event('change')); }")
-    shown = tab.value(
-        "[...document.querySelectorAll('#rows td.n:nth-child(4)')].map((e) => Number(e.textContent.replace('−', '-')))"
-    )
-    assert shown == sorted(shown)
+    tab.value(f"({set_to})('query', '', 'input')")
+    gaps = "[...document.querySelectorAll('#rows td.n')].map((e) => Number(e.textContent.replace('−', '-')))"
+    for order, reverse in (("worst", False), ("best", True)):
+        tab.value(f"({set_to})('order', '{order}', 'change')")
+        shown = tab.value(gaps)
+        assert len(shown) == 30
+        assert shown == sorted(shown, reverse=reverse)
+    tab.value(f"({set_to})('against', 'ppo', 'change')")  # against itself: one answer a row
+    assert tab.value(count) == "160 answers"
+    assert tab.value("document.querySelectorAll('#rows tr:first-child td.t').length") == 1
     assert tab.problems() == []
+
+
+def test_in_a_browser_the_differences_are_marked(tab: Browser, gathered: findings.Findings, tmp_path: Path) -> None:
+    """The longest common run of words in order is left bare: of "a b c d" against "x b d" the words a and c, and x."""
+    samples = {name: table.copy() for name, table in gathered.samples.items()}
+    for name, text in (("ppo", " a b  c d"), ("sft", " x b d")):
+        samples[name]["text"] = text
+    changed = findings.Findings(**(vars(gathered) | {"samples": samples}))
+    (tmp_path / "index.html").write_text(page.render(changed, [], examples=1), encoding="utf-8")
+    tab.open(tmp_path / "index.html", 390)
+    cells = [
+        f"[...document.querySelectorAll('#rows tr:first-child td.t:nth-child({n}) mark')].map((e) => e.textContent)"
+        for n in (2, 3)
+    ]
+    assert [tab.value(cell) for cell in cells] == [["a", "c"], ["x"]]
+    assert tab.value("document.querySelector('#rows td.t:nth-child(2) .text').textContent") == "a b  c d"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,44 +13,32 @@ import torch
 
 from pipelines import config
 from pipelines.adapters.cluster import connect
-from pipelines.context import Context
+from pipelines.context import Context, Worker
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, write_table
+from pipelines.data.tokens import encode_completion, encode_prompt
 from pipelines.errors import DataError
+from pipelines.evaluation.answers import answer
 from pipelines.evaluation.samples import SAMPLES
+from pipelines.evaluation.scored_pairs import FILLER, SCORED_PAIRS
 from pipelines.journal import Journal
-from pipelines.models.reward import new_reward, save_reward
+from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.models.reward import load_reward, score
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
 from tests.small import model_folder
-
-TESTED = ["HAMLET: To be", "LEAR: Blow, winds", "JULIET: Good night"]
-
+from tests.stages.inputs import TESTED, demonstrations, prompts, write_inputs
 
 GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
-EVALUATE = config.Evaluate(answers=2, precision="float32", bootstrap=200, generation=GENERATION)
-
-
-def _write_inputs(artifacts: Path) -> None:
-    for seed, name in enumerate(("base", "sft/model", "policies/ppo/model")):
-        model_folder(artifacts / name, seed)
-    model = new_reward(artifacts / "sft" / "model", "mean")
-    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
-    save_reward(model, artifacts / "reward")
-    rows = [(f"t{i}", text, "test") for i, text in enumerate(TESTED)] + [("v0", "ROMEO: But soft", "validation")]
-    write_table(_prompts(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
-
-
-def _prompts(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
-    columns = {"reference": "so", "template": "plain", "source": "test", "group": "play"}
-    return pd.DataFrame([{"id": id_, "prompt": text, **columns, "split": split} for id_, text, split in rows])
+WORKER = Worker(0, 1, "cpu", Journal(None))
+EVALUATE = config.Evaluate(answers=2, best_of=4, precision="float32", bootstrap=200, generation=GENERATION)
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[str, dict[str, float]]]:
     """Both stages run as the runner runs them; their outputs moved into place."""
     root = tmp_path_factory.mktemp("project")
-    _write_inputs(root / "artifacts")
+    write_inputs(root / "artifacts")
     settings, results = params(EVALUATE), {}
     for stage in ("evaluate_sft", "evaluate@ppo"):
         scratch = root / stage
@@ -95,6 +84,62 @@ def test_sft_has_no_drift_and_no_win_rate(evaluated: tuple[Context, dict[str, di
     assert (metrics["judge"], metrics["judge_is_gold"]) == ("lexicon", True)
 
 
+def test_snapshots_and_best_of_n_are_measured(evaluated: tuple[Context, dict[str, dict[str, float]]], tmp_path: Path) -> None:
+    """The snapshot of step 2 as if it were a policy of its own; step 4 is the policy; best-of-n uses more answers."""
+    ctx = evaluated[0]
+    points = pd.read_csv(ctx.artifacts / "evaluations" / "ppo" / "optimisation.csv")
+    assert points["step"].tolist() == [0, 2, 4]
+    assert points["kl"].iloc[0] == 0.0
+    final = json.loads((ctx.artifacts / "evaluations" / "ppo" / "metrics.json").read_text(encoding="utf-8"))
+    assert points["gold"].iloc[2] == pytest.approx(final["gold_mean"], abs=1e-6)
+    assert points["kl"].iloc[2] == pytest.approx(final["kl"], abs=1e-6)
+    plain = model_folder(tmp_path / "plain", seed=3)
+    rows = answer(replace(evaluate.job_of(ctx, "ppo"), policy=plain), evaluate.held_out(ctx), WORKER)
+    drawn = [row for row in rows if row["answer"] != "greedy"]
+    assert points["reward"].iloc[1] == pytest.approx(sum(row["reward"] for row in drawn) / len(drawn), abs=1e-5)
+    best = pd.read_csv(ctx.artifacts / "evaluations" / "sft" / "optimisation.csv")
+    assert best["step"].tolist() == [1, 2, 3, 4]
+    assert best["reward"].is_monotonic_increasing
+    assert not (ctx.scratch / "snapshot").exists()
+
+
+def test_the_held_out_demonstrations_are_read_with_their_eos(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    """Perplexity again, from one plain forward pass a text."""
+    artifacts = evaluated[0].artifacts
+    for name, model in (("sft", "sft/model"), ("ppo", "policies/ppo/model")):
+        coder, lm = load_tokenizer(artifacts / model), load_causal_lm(artifacts / model)
+        total, count = 0.0, 0
+        for row in demonstrations()[:2].itertuples():
+            asked, said = encode_prompt(coder, row.prompt), encode_completion(coder, row.completion)
+            with torch.no_grad():
+                logps = lm(torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+            total -= float(logps[range(len(said)), said].sum())
+            count += len(said)
+        metrics = json.loads((artifacts / "evaluations" / name / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["demonstration_perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+        assert 0.0 <= metrics["rouge_l"] <= 1.0
+        assert "rouge_l_unseen_templates" not in metrics
+
+
+def test_the_reward_model_scores_the_held_out_pairs(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    """Each score again, one answer at a time; EOS only behind what ended, and behind the filler."""
+    artifacts = evaluated[0].artifacts
+    scored = read_table(artifacts / "evaluations" / "sft" / "pairs.parquet", SCORED_PAIRS)
+    assert scored["id"].tolist() == ["q0", "q1"]
+    sft = artifacts / "sft" / "model"
+    coder, model = load_tokenizer(sft), load_reward(artifacts / "reward", sft)
+
+    def alone(answer: str, ended: bool) -> float:
+        said = encode_completion(coder, answer, eos=ended)
+        return score(model, [encode_prompt(coder, TESTED[0])], [said], 1, "float32")[0]
+
+    assert scored["chosen_reward"].tolist() == pytest.approx([alone(" sweet", True)] * 2, abs=1e-5)
+    expected = [alone(" foul", True), alone(" a most foul night", False)]
+    assert scored["rejected_reward"].tolist() == pytest.approx(expected, abs=1e-5)
+    assert scored["filler_reward"].tolist() == pytest.approx([alone(" sweet" + FILLER, True)] * 2, abs=1e-5)
+    assert scored["rejected_tokens"].tolist()[1] == len(encode_completion(coder, " a most foul night", eos=False))
+
+
 def test_the_stage_returns_flat_numbers(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
     final = evaluated[1]["evaluate@ppo"]
     assert all(isinstance(value, float) for value in final.values())
@@ -107,6 +152,6 @@ def test_the_stage_returns_flat_numbers(evaluated: tuple[Context, dict[str, dict
 def test_no_held_out_prompt_is_an_error_of_the_data(
     evaluated: tuple[Context, dict[str, dict[str, float]]], tmp_path: Path
 ) -> None:
-    write_table(_prompts([("v0", "ROMEO: But soft", "train")]), tmp_path / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
+    write_table(prompts([("v0", "ROMEO: But soft", "train")]), tmp_path / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
     with pytest.raises(DataError, match="raise prepare.test_prompts"):
         evaluate.run(replace(evaluated[0], root=tmp_path))

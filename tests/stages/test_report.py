@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.evaluation.synthetic import write_run
@@ -54,8 +55,33 @@ def test_the_same_bytes_in_another_folder_with_another_hash_seed(reported: tuple
 
 def test_the_outputs_are_those_of_the_graph(reported: tuple[Path, dict[str, str]]) -> None:
     names = set(reported[1])
-    assert {"index.html", "metrics.json", "plots/frontier.svg", "plots/kl.svg", "plots/dpo_accuracy.svg"} <= names
-    assert {Path(name).parts[0] for name in names} == {"index.html", "metrics.json", "plots"}
+    assert {
+        "index.html",
+        "metrics.json",
+        "plots/frontier.svg",
+        "plots/kl.png",
+        "plots/dpo_accuracy.svg",
+        "data/frontier.csv",
+    } <= names
+    assert {Path(name).parts[0] for name in names} == {"index.html", "metrics.json", "plots", "data"}
+    drawn = {Path(name).stem for name in names if name.startswith("plots/")}
+    assert {name for name in names if name.startswith("plots/")} == {
+        f"plots/{n}.{kind}" for n in drawn for kind in ("png", "svg")
+    }
+
+
+def test_the_tables_hold_the_figures(reported: tuple[Path, dict[str, str]]) -> None:
+    """What DVC draws is what metrics.json says."""
+    metrics = json.loads((reported[0] / "metrics.json").read_text(encoding="utf-8"))
+    frontier = pd.read_csv(reported[0] / "data" / "frontier.csv").set_index("model")
+    assert frontier.index.tolist() == ["sft", "dpo", "ppo"]
+    assert frontier.loc["ppo", "gold"] == metrics["policies"]["ppo"]["gold_mean"]
+    assert frontier.loc["sft", "kl"] == 0.0
+    wins = pd.read_csv(reported[0] / "data" / "win_rates.csv").set_index("model")
+    assert wins.loc["dpo", ["low", "high"]].tolist() == metrics["policies"]["dpo"]["win_rate_ci"]
+    curves = pd.read_csv(reported[0] / "data" / "over_optimisation.csv")
+    assert set(curves["series"]) == {"best of n", "dpo", "ppo"}
+    assert len(pd.read_csv(reported[0] / "data" / "reliability.csv")) > 2
 
 
 def test_only_the_policies_of_the_parameters_are_shown(reported: tuple[Path, dict[str, str]]) -> None:

@@ -153,7 +153,7 @@ def params(beta: float, **changes: Any) -> Ppo:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "ppo": {"estimator": "gae", "ppo_epochs": 2, "steps": 160},
+    "ppo": {"estimator": "gae", "ppo_epochs": 2, "steps": 240},
     "a2c": {"estimator": "gae", "ppo_epochs": 1, "cliprange": 0.0, "cliprange_value": 0.0},
     "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 128},
     "reinforce": {"estimator": "reinforce", "ppo_epochs": 1},
