@@ -25,8 +25,8 @@ class Evidence:
     """What the gates look at.
 
     ``compared``: the head-to-head (pipelines/challenge.py); ``against``: with whom. ``metrics`` and ``reward``: the challenger's
-    evaluation and its reward model's. ``lineage``: why it could not be made again; ``manifest``: files that are not as
-    registered; ``unpushed``: what only this machine has. Empty lists are good news.
+    evaluation and its reward model's. ``doctor``: findings on its training that block; ``lineage``: why it could not be made
+    again; ``manifest``: files that are not as registered; ``unpushed``: what only this machine has. Empty lists are good news.
     """
 
     compared: dict[str, Any]
@@ -34,6 +34,7 @@ class Evidence:
     policy: str
     metrics: dict[str, Any]
     reward: dict[str, Any]
+    doctor: list[str]
     lineage: list[str]
     manifest: list[str]
     unpushed: list[str]
@@ -50,6 +51,7 @@ def judged(settings: Promotion, seen: Evidence) -> list[Gate]:
         *_regressions(settings, seen),
         _groups(settings, seen),
         *(_findings(seen) if settings.checks else []),
+        _nothing("doctor", seen.doctor, "no finding that blocks") if settings.checks else None,
         _nothing("lineage", seen.lineage, "committed, tagged"),
         _nothing("pushed", seen.unpushed, "on the remotes") if settings.pushed else None,
         _nothing("manifest", seen.manifest, "every sha256 as registered"),

@@ -101,6 +101,7 @@ def decide(office: Office, version: Version, compared: dict[str, Any], champion:
         policy=lineage["policy"],
         metrics=lineage["metrics"],
         reward=lineage["reward"],
+        doctor=lineage["doctor"],
         lineage=_lineage_faults(office, version, lineage),
         manifest=registry.verified(office, version),
         unpushed=_unpushed(office, lineage["tag"]) if office.params.promotion.pushed else [],

@@ -257,9 +257,18 @@ def _facts(office: Office, policy: str, lock: locks.Lock, files: dict[str, dict[
         "environment": card.environment(params),
         "metrics": json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.exists() else {},
         "reward": json.loads(reward.read_text(encoding="utf-8")) if reward.exists() else {},
+        "doctor": _blocking(root, params, policy),
         "cost": _cost(root, lock, stages),
         "example": "HAMLET: To be, or not" if params.prepare.source == "plays" else "Hello",
     }
+
+
+def _blocking(root: Path, params: config.Params, policy: str) -> list[str]:
+    """What the doctor finds in the trainings behind a policy that forbids a promotion."""
+    from pipelines import doctor
+    from pipelines.diagnosis.audit import audit
+
+    return audit(doctor.known(root, params, [doctor.SFT, doctor.REWARD, policy])).blocking
 
 
 def _cost(root: Path, lock: locks.Lock, stages: list[str]) -> dict[str, Any]:
@@ -286,6 +295,7 @@ def _create(office: Office, policy: str, folder: Path, content: str, facts: dict
         "prefloop.params": facts["params"],
         "prefloop.evaluation": facts["evaluation"],
         "prefloop.environment": locks.digest(facts["environment"]),
+        "prefloop.doctor": "; ".join(facts["doctor"]) or "no finding that blocks",
         "prefloop.cost": json.dumps(facts["cost"]["total"]),
         **metrics,
     }

@@ -22,6 +22,7 @@ GOOD = Evidence(
     policy="ppo",
     metrics={"kl": 20.0, "win_rate_ci": [0.4, 0.6], "perplexity_ratio": 1.5, "distinct_2_ratio": 0.8},
     reward={"pair_accuracy": 0.55, "log_loss": 0.6931},
+    doctor=[],
     lineage=[],
     manifest=[],
     unpushed=[],
@@ -39,7 +40,7 @@ def with_(part: str, **values: Any) -> Evidence:
 def test_what_is_at_the_bound_passes() -> None:
     """But for the win rate, which must lie above it; a group too small to judge is left out."""
     assert failing(GOOD) == []
-    assert len(judged(SETTINGS, GOOD)) == 12
+    assert len(judged(SETTINGS, GOOD)) == 13
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_what_is_at_the_bound_passes() -> None:
         ),
         (with_("metrics", perplexity_ratio=1.51), "reads as English: perplexity against SFT's"),
         (with_("metrics", distinct_2_ratio=0.79), "stays varied: distinct-2 against SFT's"),
+        (replace(GOOD, doctor=["ppo: D10 length exploit"]), "doctor"),
         (replace(GOOD, lineage=["no tag"]), "lineage"),
         (replace(GOOD, unpushed=["no remote"]), "pushed"),
         (replace(GOOD, manifest=["config.json"]), "manifest"),
