@@ -50,3 +50,13 @@ def test_method_reaches_the_optimum(reference: tuple[Path, torch.Tensor], tmp_pa
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_grid(reference: tuple[Path, torch.Tensor], tmp_path: Path, method: str, distance: float, seed: int) -> None:
     reaches_the_optimum(reference, tmp_path, method, distance, seed)
+
+
+@pytest.mark.parametrize("distance", [0.5, *(pytest.param(distance, marks=pytest.mark.slow) for distance in (0.7, 0.3))])
+def test_sigmoid_dpo_has_the_same_optimum(reference: tuple[Path, torch.Tensor], tmp_path: Path, distance: float) -> None:
+    """Rafailov et al. 2023, eq. 4 and 7: from Bradley-Terry pairs DPO goes to pi* of the same beta, without any sampling."""
+    folder, probabilities = reference
+    optimum = Optimum(probabilities / probabilities.sum(), beta_at(probabilities, distance))
+    found = toy.run_dpo(folder, toy.write_pairs(toy.bradley_terry_wins(), tmp_path), tmp_path, optimum.beta, 200)
+    assert optimum.share_of_gain(found) >= 0.99
+    assert variation(found, optimum.best) < 0.02
