@@ -164,8 +164,8 @@ def bradley_terry_wins(neighbours: int = 5, most: int = 6) -> torch.Tensor:
     """How often sequence i beats j, [64, 64], as Bradley and Terry expect it of r: P(i beats j) = sigmoid(r_i - r_j).
 
     For each sequence the pairs are taken whose share of wins is nearest to a fraction of 2 to ``most`` draws, so that the
-    table's own maximum likelihood is at r but for 0.01. (Labels drawn at random put it far from r, docs/ppo.md.) Which pairs are
-    compared does not move DPO's optimum, as long as they connect all sequences.
+    table's own maximum likelihood is at r. Which pairs are compared does not move DPO's optimum, as long as they connect
+    all sequences.
     """
     r = rewards_table()
     share = torch.sigmoid(r[:, None] - r[None, :])
@@ -174,6 +174,31 @@ def bradley_terry_wins(neighbours: int = 5, most: int = 6) -> torch.Tensor:
     miss = miss.masked_fill((share - 0.5).abs() > 0.4, 1.0).fill_diagonal_(1.0)  # near certain wins say little
     compared = torch.zeros_like(share).scatter_(1, miss.argsort(1)[:, :neighbours], 1.0)
     return (torch.maximum(compared, compared.T) * (place + 2) * share).round()
+
+
+def drawn_wins(reference: torch.Tensor, pairs: int, seed: int) -> torch.Tensor:
+    """The same counts when both answers are drawn from pi_ref, and the winner by its probability."""
+    generator = torch.Generator().manual_seed(seed)
+    one, other = (torch.multinomial(reference, pairs, True, generator=generator) for _ in range(2))
+    share = torch.sigmoid(rewards_table()[one] - rewards_table()[other])
+    first = torch.rand(pairs, generator=generator, dtype=torch.float64) < share
+    wins = torch.zeros(len(reference), len(reference), dtype=torch.float64)
+    places = (torch.where(first, one, other), torch.where(first, other, one))
+    return wins.index_put_(places, torch.ones(pairs, dtype=torch.float64), accumulate=True).fill_diagonal_(0.0)
+
+
+def most_likely(wins: torch.Tensor) -> torch.Tensor:
+    """The rewards [64] under which a table of wins is likeliest (Bradley and Terry), up to a constant: Newton's method.
+
+    It is where DPO on that table ends: beta log(pi / pi_ref) = these rewards + const.
+    """
+    draws, found = wins + wins.T, torch.zeros(len(wins), dtype=torch.float64)
+    for _ in range(200):
+        share = torch.sigmoid(found[:, None] - found[None, :])
+        information = draws * share * (1.0 - share)
+        hessian = information.sum(1).diag() - information + 1e-8 * torch.eye(len(wins), dtype=torch.float64)
+        found = found + torch.linalg.solve(hessian, wins.sum(1) - (draws * share).sum(1)).clamp(-2.0, 2.0)
+    return found - found.mean()
 
 
 def write_pairs(wins: torch.Tensor, folder: Path) -> Path:
