@@ -37,7 +37,8 @@ def same(one: Job, other: Job) -> None:
         torch.testing.assert_close(models[1].get_parameter(name), weight, atol=1e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_a_sharded_pair_equals_one_worker(sft: Path, tmp_path: Path, adapter: str) -> None:
     """Three steps with clipping, adaptive beta, a snapshot and a refreshed reference. Micro-batches of 1: the workers differ in
     their number of passes, so that they must pass along with each other."""

@@ -50,3 +50,37 @@ def test_method_reaches_the_optimum(reference: tuple[Path, torch.Tensor], tmp_pa
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_grid(reference: tuple[Path, torch.Tensor], tmp_path: Path, method: str, distance: float, seed: int) -> None:
     reaches_the_optimum(reference, tmp_path, method, distance, seed)
+
+
+def ends_at(optimum: Optimum, wins: torch.Tensor) -> torch.Tensor:
+    """Where sigmoid DPO on a table of wins ends, if nothing but the table limits it; [64]."""
+    weights = optimum.reference * (toy.most_likely(wins) / optimum.beta).exp()
+    return weights / weights.sum()
+
+
+def test_where_a_table_of_pairs_ends(reference: tuple[Path, torch.Tensor]) -> None:
+    """The toy's table leads to pi*. Tens of thousands of drawn labels do not, however well they are trained on: a sequence that
+    pi_ref hardly ever draws and pi* often has been compared a few times only, and its error is divided by beta."""
+    probabilities = reference[1] / reference[1].sum()
+    for distance in (0.7, 0.5, 0.3):
+        optimum = Optimum(probabilities, beta_at(probabilities, distance))
+        found = ends_at(optimum, toy.bradley_terry_wins())
+        assert optimum.share_of_gain(found) > 0.999
+        assert variation(found, optimum.best) < 0.015
+    optimum = Optimum(probabilities, beta_at(probabilities, 0.7))
+    drawn = ends_at(optimum, toy.drawn_wins(probabilities, 40_000, 11))
+    assert optimum.share_of_gain(drawn) < 0.97
+    assert variation(drawn, optimum.best) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("distance", "steps"), [(0.7, 300), (0.5, 200), (0.3, 200)])
+def test_sigmoid_dpo_has_the_same_optimum(
+    reference: tuple[Path, torch.Tensor], tmp_path: Path, distance: float, steps: int
+) -> None:
+    """Rafailov et al. 2023, eq. 4 and 7: from Bradley-Terry pairs DPO goes to pi* of the same beta, without any sampling."""
+    folder, probabilities = reference
+    optimum = Optimum(probabilities / probabilities.sum(), beta_at(probabilities, distance))
+    found = toy.run_dpo(folder, toy.write_pairs(toy.bradley_terry_wins(), tmp_path), tmp_path, optimum.beta, steps)
+    assert optimum.share_of_gain(found) >= 0.99
+    assert variation(found, optimum.best) < 0.02

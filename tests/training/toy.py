@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from pipelines.config import Dpo, Generation, Ppo
 from pipelines.context import Worker
 from pipelines.data.schemas import PAIRS
-from pipelines.data.tables import write_table
+from pipelines.data.tables import read_table, write_table
 from pipelines.journal import Journal
 from pipelines.models.generation import response_logprobs
 from pipelines.models.loading import load_causal_lm, save_model
@@ -160,24 +160,45 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def bradley_terry_wins(reference: torch.Tensor, pairs: int, least: int) -> torch.Tensor:
-    """How often sequence i beats j, [64, 64]: each pair as often as pi_ref draws it among ``pairs``, but ``least`` times.
+def bradley_terry_wins(neighbours: int = 5, most: int = 6) -> torch.Tensor:
+    """How often sequence i beats j, [64, 64], as Bradley and Terry expect it of r: P(i beats j) = sigmoid(r_i - r_j).
 
-    Labels are P(i beats j) = sigmoid(r_i - r_j) of a pair's draws, rounded so that each sequence's number of wins comes out as
-    expected. Those 64 numbers are all that the maximum likelihood of Bradley and Terry depends on, so it is at r; labels
-    drawn at random put it elsewhere (docs/ppo.md).
+    For each sequence the pairs are taken whose share of wins is nearest to a fraction of 2 to ``most`` draws, so that the
+    table's own maximum likelihood is at r. Which pairs are compared does not move DPO's optimum, as long as they connect
+    all sequences.
     """
     r = rewards_table()
-    draws = (2.0 * pairs * reference[:, None] * reference[None, :]).round().clamp(min=least)
-    expected = draws * torch.sigmoid(r[:, None] - r[None, :])
-    wins, excess = torch.zeros_like(expected), torch.zeros_like(r)
-    for i, j in sorted(combinations(range(len(r)), 2), key=lambda pair: -float(draws[pair])):
-        low, wanted = expected[i, j].floor(), expected[i, j]
-        wins[i, j] = min((low, low + 1), key=lambda n: (excess[i] + n - wanted) ** 2 + (excess[j] - n + wanted) ** 2)
-        wins[j, i] = draws[i, j] - wins[i, j]
-        excess[i] += wins[i, j] - wanted
-        excess[j] -= wins[i, j] - wanted
-    return wins
+    share = torch.sigmoid(r[:, None] - r[None, :])
+    draws = torch.arange(2, most + 1, dtype=torch.float64)[:, None, None]
+    miss, place = (draws * share - (draws * share).round()).abs().min(0)
+    miss = miss.masked_fill((share - 0.5).abs() > 0.4, 1.0).fill_diagonal_(1.0)  # near certain wins say little
+    compared = torch.zeros_like(share).scatter_(1, miss.argsort(1)[:, :neighbours], 1.0)
+    return (torch.maximum(compared, compared.T) * (place + 2) * share).round()
+
+
+def drawn_wins(reference: torch.Tensor, pairs: int, seed: int) -> torch.Tensor:
+    """The same counts when both answers are drawn from pi_ref, and the winner by its probability."""
+    generator = torch.Generator().manual_seed(seed)
+    one, other = (torch.multinomial(reference, pairs, True, generator=generator) for _ in range(2))
+    share = torch.sigmoid(rewards_table()[one] - rewards_table()[other])
+    first = torch.rand(pairs, generator=generator, dtype=torch.float64) < share
+    wins = torch.zeros(len(reference), len(reference), dtype=torch.float64)
+    places = (torch.where(first, one, other), torch.where(first, other, one))
+    return wins.index_put_(places, torch.ones(pairs, dtype=torch.float64), accumulate=True).fill_diagonal_(0.0)
+
+
+def most_likely(wins: torch.Tensor) -> torch.Tensor:
+    """The rewards [64] under which a table of wins is likeliest (Bradley and Terry), up to a constant: Newton's method.
+
+    It is where DPO on that table ends: beta log(pi / pi_ref) = these rewards + const.
+    """
+    draws, found = wins + wins.T, torch.zeros(len(wins), dtype=torch.float64)
+    for _ in range(200):
+        share = torch.sigmoid(found[:, None] - found[None, :])
+        information = draws * share * (1.0 - share)
+        hessian = information.sum(1).diag() - information + 1e-8 * torch.eye(len(wins), dtype=torch.float64)
+        found = found + torch.linalg.solve(hessian, wins.sum(1) - (draws * share).sum(1)).clamp(-2.0, 2.0)
+    return found - found.mean()
 
 
 def write_pairs(wins: torch.Tensor, folder: Path) -> Path:
@@ -194,23 +215,23 @@ def write_pairs(wins: torch.Tensor, folder: Path) -> Path:
     return folder / "pairs.parquet"
 
 
-def run_dpo(reference: Path, pairs: Path, out: Path, beta: float, seed: int, **changes: Any) -> torch.Tensor:
-    """Train on pairs with the very function that the policy stage runs; the policy's probabilities [64]."""
-    common = {
-        "method": "dpo",
-        "adapter": "none",
-        "precision": "float32",
-        "learning_rate": 1e-2,
-        "warmup_ratio": 0.05,
-        "lr_scheduler_type": "cosine",
-        "beta": beta,
-        "batch_size": 512,
-        "micro_batch_size": 512,
-        "num_train_epochs": 12,
-        "save_steps": 10_000,
-    }
-    job = dpo.Job(reference, pairs, out / "out", out / "scratch", Dpo(**{**common, **changes}), seed)
-    dpo.train(job, Worker(0, 1, "cpu", Journal(None)))
+def run_dpo(reference: Path, pairs: Path, out: Path, beta: float, steps: int) -> torch.Tensor:
+    """Train with the whole table in every batch, by the very function that the policy stage runs; probabilities [64]."""
+    rows = int((read_table(pairs, PAIRS)["split"] == "train").sum())
+    settings = Dpo(
+        method="dpo",
+        adapter="none",
+        precision="float32",
+        learning_rate=1e-2,
+        warmup_ratio=0.05,
+        lr_scheduler_type="cosine",
+        beta=beta,
+        batch_size=rows,
+        micro_batch_size=rows,
+        num_train_epochs=steps,
+        save_steps=10_000,
+    )
+    dpo.train(dpo.Job(reference, pairs, out / "out", out / "scratch", settings, 1), Worker(0, 1, "cpu", Journal(None)))
     return distribution(out / "out" / "model")
 
 
