@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from flows import loop_commands, promotion_commands
 from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     compare.set_defaults(action=do_compare)
     _data_commands(commands.add_parser("data", help="check, show, compare and add data"))
+
+    promotion_commands.add(commands)
+    loop_commands.add(commands)
     return top
 
 
