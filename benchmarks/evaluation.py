@@ -60,7 +60,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
             made(Path(folder))
             result["report"] = _alone("--one", folder) | opened(Path(folder))
-    save("evaluation", result | facts("python benchmarks/evaluation.py"))
+    command = "python benchmarks/evaluation.py" + ("" if len(options.parts) == 2 else f" --parts {options.parts[0]}")
+    save("evaluation", result | facts(command))
 
 
 def model(artifacts: Path, name: str) -> dict[str, Any]:

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from pipelines import config
-from pipelines.context import Context, seed_for
+from pipelines import challenge, config
+from pipelines.context import seed_for
 from pipelines.data.tables import read_table
 from pipelines.errors import ConfigurationError, PrefloopError
 from pipelines.evaluation.comparison import Comparison, Paired, paired, summed
 from pipelines.evaluation.figures import describe
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.votes import judged_by, read_votes
-from pipelines.journal import Journal
 
 SFT = "sft"
 
@@ -70,7 +67,7 @@ def samples_of(root: Path, params: config.Params, model: str) -> pd.DataFrame:
     there = root / "artifacts" / "evaluations" / model / "samples.parquet"
     if model in (SFT, *params.policies) and there.exists():
         return read_table(there, SAMPLES)
-    return answers(root, params, folder_of(root, params, model))
+    return challenge.answers(root, params, SFT, folder_of(root, params, model))
 
 
 def folder_of(root: Path, params: config.Params, model: str) -> Path:
@@ -86,21 +83,6 @@ def folder_of(root: Path, params: config.Params, model: str) -> Path:
         known = ", ".join(["base", SFT, *params.policies])
         raise ConfigurationError(f"{model}: neither a model of params.yaml ({known}) nor a folder")
     return Path(model)
-
-
-def answers(root: Path, params: config.Params, model: Path) -> pd.DataFrame:
-    """The answers of the model in a folder to the held-out prompts, drawn, scored and judged as the evaluation does it."""
-    from pipelines.adapters.cluster import connect
-    from pipelines.evaluation.answers import answer, as_table
-    from pipelines.judges import make_judge
-    from pipelines.stages import evaluate
-
-    with tempfile.TemporaryDirectory(prefix="prefloop-") as name:
-        journal = Path(name) / "journal.jsonl"
-        with connect(params.runtime, journal) as cluster:
-            ctx = Context("evaluate_sft", params, root, Path(name), Journal(journal), cluster)
-            rows = cluster.map(answer, replace(evaluate.job_of(ctx, SFT), policy=model), evaluate.held_out(ctx))
-    return as_table(rows, make_judge(params.preferences.judge))
 
 
 def report(names: tuple[str, str], tables: Sequence[pd.DataFrame], found: Comparison) -> list[str]:
