@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # a user's own pip settings stay in force; the constraints pin every package, also those of our dependencies
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# a process a core, a file of tests to each at a time
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: run test test-all check ui clean install
 
@@ -12,10 +14,10 @@ run: install
 	@$(BIN)/prefloop run
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: install
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow or not slow"
 
 check: install
 	@$(BIN)/ruff check .

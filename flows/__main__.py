@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from flows import loop_commands, promotion_commands
 from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="for machines: findings, attribution, what blocks a promotion")
     doctor.set_defaults(action=do_doctor)
+    promotion_commands.add(commands)
+    loop_commands.add(commands)
     return top
 
 

@@ -38,9 +38,9 @@ def prepare(root: Path) -> None:
     Prefect's database lives in the project (``.prefect/``), so a machine with an empty or read-only home works and
     projects do not share a history; a person's own profiles (``prefect cloud login``) are still read.
     """
-    from pipelines.__main__ import QUIET
+    from pipelines.__main__ import DEFAULTS
 
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     profiles = Path(os.path.expanduser("~/.prefect/profiles.toml"))
     if "PREFECT_HOME" not in os.environ and profiles.exists():
@@ -76,7 +76,7 @@ def server_if_needed() -> Iterator[None]:
     if server_is_configured():
         _check_api()
         yield
-    elif url := _pages_of_this_project():
+    elif url := pages_of_this_project():
         os.environ["PREFECT_API_URL"] = url
         try:
             yield
@@ -125,7 +125,7 @@ def server() -> Iterator[None]:
         processes.stop(process, SERVER_GRACE)
 
 
-def _pages_of_this_project() -> str:
+def pages_of_this_project() -> str:
     """The API of a `make ui` that runs here (two servers on one SQLite file would lock each other out); else empty."""
     import httpx
 

@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 
 from pipelines import config
-from pipelines.errors import ConfigurationError, EnvironmentFault
+from pipelines.errors import ConfigurationError
 from tasks import versions
+from tasks.repository import git as git
 
 
 def names(root: Path) -> list[str]:
@@ -62,18 +63,6 @@ def commit(root: Path, message: str) -> str:
         raise ConfigurationError("nothing to record: params.yaml and dvc.lock are as in the last commit")
     git(root, "commit", "--quiet", "--only", "-m", message, "--", *files)
     return git(root, "rev-parse", "--short", "HEAD")
-
-
-def git(root: Path, *arguments: str) -> str:
-    """Run git; its complaint becomes an EnvironmentFault of one line."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise EnvironmentFault("git: not found; install it") from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise EnvironmentFault(f"git {arguments[0]}: {said or f'ended with {done.returncode}'}")
-    return done.stdout.strip()
 
 
 def _recorded(root: Path, target: Path) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 from pathlib import Path
@@ -19,6 +18,7 @@ from flows import estimates, recipes
 from pipelines import config
 from pipelines.errors import EnvironmentFault
 from tasks import processes, repository, versions
+from tasks.worktrees import copy, untracked_sources
 
 FOLDER = Path(".runs/worktrees")
 RESULT = Path(".runs/seeds.json")
@@ -76,18 +76,8 @@ def prepare(root: Path, seed: int) -> Path:
     config.load(folder / config.PARAMS)
     repository.share_cache(root, folder)
     for relative in untracked_sources(root):
-        _copy(root / relative, folder / relative)
+        copy(root / relative, folder / relative)
     return folder
-
-
-def untracked_sources(root: Path) -> list[str]:
-    """What the stages read that is neither in git nor written by a stage: a person's own data or model."""
-    tracked = set(recipes.git(root, "ls-files").splitlines())
-    return [
-        path
-        for path in versions.sources(root)
-        if (root / path).exists() and not any(name == path or name.startswith(f"{path}/") for name in tracked)
-    ]
 
 
 def table(reports: dict[int, dict[str, Any]], codes: dict[int, int]) -> str:
@@ -139,11 +129,3 @@ def _run_one(root: Path, folder: Path, force: bool) -> int:
 
 def _spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    else:
-        shutil.copy2(source, target)

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
 
-QUIET = {
+DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
+    "GOMP_SPINCOUNT": "1000",  # a waiting thread sleeps soon; else it spins and takes the core from the one it waits for
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+"""Environment variables of all our processes, unless the user has set them."""
+
+COMMANDS = {"challenge": "challenge", "data": "dataset", "doctor": "doctor", "generate": "generate", "observe": "observe"}
+"""What is no stage, and its module of this package, which has ``main(arguments, root)``."""
 
 
 def main() -> int:
-    """Run the stage that the command line names; ``generate`` tries a model, ``data`` and ``doctor`` look instead."""
-    if sys.argv[1:2] == ["data"]:
-        from pipelines import dataset
-
-        return dataset.main(sys.argv[2:], Path.cwd())
-    if sys.argv[1:2] == ["doctor"]:
-        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-        from pipelines import doctor
-
-        return doctor.main(sys.argv[2:], Path.cwd())
-    if sys.argv[1:2] == ["generate"]:
-        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-        from pipelines import generate
-
-        return generate.main(sys.argv[2:], Path.cwd())
+    """Run the stage that the command line names, or what is no stage: ``doctor`` looks at a run, ``generate`` tries a model."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in COMMANDS:
+        return int(importlib.import_module(f"pipelines.{COMMANDS[command]}").main(sys.argv[2:], Path.cwd()))
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr)
         return 0 if "--help" in sys.argv or "-h" in sys.argv else 3
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     from pipelines import runner
 
     return runner.main(sys.argv[1], Path.cwd())

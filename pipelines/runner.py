@@ -120,7 +120,8 @@ def _run(name: str, root: Path) -> None:
 
         # 5. the outputs, each renamed into place when whole, hashed as DVC hashes them
         outs = _publish(scratch, root, inputs.stage)
-        tracker.finish(metrics, outs)
+        gpus = params.runtime.gpus_per_worker * params.runtime.workers
+        tracker.finish(metrics | ({"time/gpu_seconds": gpus * (time.monotonic() - started)} if gpus else {}), outs)
     except BaseException as error:
         tracker.fail(f"{type(error).__name__}: {error}")
         raise

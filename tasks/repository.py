@@ -40,14 +40,14 @@ def opened(root: Path) -> Iterator[Any]:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What a ``dvc repro`` inherits: this virtual environment's python first, a plain shell, no telemetry, a private cache."""
-    from pipelines.__main__ import QUIET
+    """What a ``dvc repro`` inherits: this virtual environment's python first, a plain shell, our defaults, a private cache."""
+    from pipelines.__main__ import DEFAULTS
 
     here = str(Path(sys.executable).parent)
     dropped = ("DVC_ROOT", "DVC_STAGE", "PYTHONSAFEPATH")
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     path = os.pathsep.join([here, inherited.get("PATH", os.defpath)])
-    return {**QUIET, **inherited, **private(root), "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
+    return {**DEFAULTS, **inherited, **private(root), "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
 
 
 def private(root: Path) -> dict[str, str]:
@@ -81,6 +81,18 @@ def explained(error: Exception, root: Path) -> PrefloopError:
     return ConfigurationError(f"dvc: {_flat(str(error))}")
 
 
+def git(root: Path, *arguments: str) -> str:
+    """Run git; its complaint becomes an EnvironmentFault of one line."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise EnvironmentFault("git: not found; install it") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise EnvironmentFault(f"git {arguments[0]}: {said or f'ended with {done.returncode}'}")
+    return done.stdout.strip()
+
+
 def share_cache(root: Path, worktree: Path) -> None:
     """Let a worktree use this project's DVC cache, linked rather than copied, and this machine's other DVC settings."""
     from dvc.repo import Repo
@@ -90,8 +102,11 @@ def share_cache(root: Path, worktree: Path) -> None:
         shutil.copy2(local, worktree / ".dvc" / "config.local")
     with Repo(str(root)) as repo:
         cache = str(Path(repo.cache.local_cache_dir).resolve())
+        remotes = {name: {"url": str(remote["url"])} for name, remote in repo.config["remote"].items() if "url" in remote}
     with Repo(str(worktree)) as repo, repo.config.edit("local") as settings:
         settings["cache"] = {"dir": cache, "type": ["reflink", "hardlink", "symlink", "copy"]}
+        for name, remote in remotes.items():  # a remote's relative path counts from here, not from the worktree
+            settings["remote"].setdefault(name, {}).update(remote)
 
 
 def _drop_locks_of_the_dead(path: Path) -> None:

@@ -80,7 +80,12 @@ class Tracker:
                 return
             self._closed = True
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            measured = {"time/seconds": time.monotonic() - self._started, "memory/peak_rss_bytes": float(peak)}
+            used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+            measured = {
+                "time/seconds": time.monotonic() - self._started,
+                "time/core_seconds": sum(usage.ru_utime + usage.ru_stime for usage in used),
+                "memory/peak_rss_bytes": float(peak),
+            }
             self._spool.append("end", status=status, measured=measured, **fields)
             path = self._spool.path
             if status == "FINISHED" and self._seen_file:

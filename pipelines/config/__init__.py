@@ -20,6 +20,7 @@ from pipelines.config.data import Prepare
 from pipelines.config.policies import AnyPolicy, Dpo, Ppo, RewardTerm
 from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
 from pipelines.config.training import Generation, Reward, Sft, Training
+from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
 from pipelines.errors import ConfigurationError
 
 __all__ = [
@@ -104,6 +105,10 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     runtime: Runtime = Runtime()
+    registry: Registry = Registry()
+    promotion: Promotion = Promotion()
+    retrain: Retrain = Retrain()
+    monitor: Monitor = Monitor()
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:

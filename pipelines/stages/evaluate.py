@@ -29,10 +29,10 @@ def run(ctx: Context) -> dict[str, float]:
     """Beats: prompts, answers and their scores, the judge, figures, outputs."""
     # 1. the held-out prompts
     name = ctx.name or SFT
-    prompts = _held_out(ctx)
+    prompts = held_out(ctx)
 
     # 2. answers and what the models say of them, on the workers where there are some
-    rows = ctx.cluster.map(answer, _job(ctx, name), prompts)
+    rows = ctx.cluster.map(answer, job_of(ctx, name), prompts)
 
     # 3. the judge
     judge = ctx.params.preferences.judge
@@ -61,7 +61,8 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def _held_out(ctx: Context) -> list[Prompt]:
+def held_out(ctx: Context) -> list[Prompt]:
+    """The prompts of the split test."""
     table = read_table(ctx.artifacts / "prepared" / "prompts.parquet", PROMPTS)
     table = table[table["split"] == "test"]
     if table.empty:
@@ -69,7 +70,8 @@ def _held_out(ctx: Context) -> list[Prompt]:
     return [Prompt(id_, text) for id_, text in zip(table["id"], table["prompt"], strict=True)]
 
 
-def _job(ctx: Context, name: str) -> Job:
+def job_of(ctx: Context, name: str) -> Job:
+    """What a worker needs to answer as the SFT model or as a policy."""
     evaluate, artifacts = ctx.params.evaluate, ctx.artifacts
     sft = artifacts / SFT / "model"
     return Job(

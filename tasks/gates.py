@@ -1,0 +1,110 @@
+"""The gates between a challenger and the name ``champion``: each answers with value, bound and pass or fail. Pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.config_promotion import Promotion
+
+ENGLISH = "beats SFT"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One answer. ``value`` None = not measured, which never passes."""
+
+    name: str
+    value: float | str | None
+    bound: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the gates look at.
+
+    ``compared``: the head-to-head (pipelines/challenge.py); ``against``: with whom. ``metrics`` and ``reward``: the challenger's
+    evaluation and its reward model's. ``lineage``: why it could not be made again; ``manifest``: files that are not as
+    registered; ``unpushed``: what only this machine has. Empty lists are good news.
+    """
+
+    compared: dict[str, Any]
+    against: str
+    policy: str
+    metrics: dict[str, Any]
+    reward: dict[str, Any]
+    lineage: list[str]
+    manifest: list[str]
+    unpushed: list[str]
+
+
+def judged(settings: Promotion, seen: Evidence) -> list[Gate]:
+    """Every gate that the settings do not leave out, in a fixed order."""
+    low = seen.compared["interval"][0]
+    gates = [
+        _above(f"win rate against {seen.against}: lower end", low, settings.min_win_rate),
+        _at_most("KL to the SFT model (nats a sequence)", seen.metrics.get("kl"), settings.max_kl),
+        _at_least("reward model: held-out pairs in order", seen.reward.get("pair_accuracy"), settings.min_pair_accuracy),
+        _at_most("reward model: log loss on held-out pairs", seen.reward.get("log_loss"), settings.max_log_loss),
+        *_regressions(settings, seen),
+        _groups(settings, seen),
+        *(_findings(seen) if settings.checks else []),
+        _nothing("lineage", seen.lineage, "committed, tagged"),
+        _nothing("pushed", seen.unpushed, "on the remotes") if settings.pushed else None,
+        _nothing("manifest", seen.manifest, "every sha256 as registered"),
+    ]
+    return [gate for gate in gates if gate is not None]
+
+
+def _regressions(settings: Promotion, seen: Evidence) -> list[Gate]:
+    """Metrics of both on the same prompts; ``-metric``: less is better."""
+    gates = []
+    for key, allowed in settings.regressions.items():
+        name = key.removeprefix("-")
+        ours, theirs = (seen.compared[who].get(name) for who in ("challenger", "opponent"))
+        change = None
+        if ours is not None and theirs is not None:
+            change = round(ours - theirs if not key.startswith("-") else theirs - ours, 6)
+        gates.append(
+            Gate(f"{name} against {seen.against}", change, f"at least {-allowed:g}", change is not None and change >= -allowed)
+        )
+    return gates
+
+
+def _groups(settings: Promotion, seen: Evidence) -> Gate | None:
+    """The group of prompts that loses most surely."""
+    if settings.max_group_loss is None:
+        return None
+    groups = {name: found for name, found in seen.compared["groups"].items() if found["prompts"] >= settings.min_group_prompts}
+    if not groups:
+        return None
+    worst = min(groups, key=lambda name: groups[name]["interval"][1])
+    upper, bound = groups[worst]["interval"][1], 0.5 - settings.max_group_loss
+    return Gate(f"win rate in group {worst}: upper end (worst of {len(groups)})", upper, f"at least {bound:g}", upper >= bound)
+
+
+def _findings(seen: Evidence) -> list[Gate]:
+    """The checks of the report page on the policy itself, but for the win rate over SFT, which has a gate of its own."""
+    from pipelines.evaluation import summary
+
+    if not {"win_rate_ci", "perplexity_ratio", "distinct_2_ratio"} <= seen.metrics.keys():
+        return [Gate("checks of the report", None, "evaluated against the SFT model", False)]
+    checks = summary.checks({"sft": {}, "reward": {}, "policies": {seen.policy: seen.metrics}})
+    return [Gate(check.what, check.value, check.limit, check.passed) for check in checks if not check.what.startswith(ENGLISH)]
+
+
+def _above(name: str, value: float | None, bound: float | None) -> Gate | None:
+    return None if bound is None else Gate(name, value, f"above {bound:g}", value is not None and value > bound)
+
+
+def _at_least(name: str, value: float | None, bound: float | None) -> Gate | None:
+    return None if bound is None else Gate(name, value, f"at least {bound:g}", value is not None and value >= bound)
+
+
+def _at_most(name: str, value: float | None, bound: float | None) -> Gate | None:
+    return None if bound is None else Gate(name, value, f"at most {bound:g}", value is not None and value <= bound)
+
+
+def _nothing(name: str, wrong: list[str], bound: str) -> Gate:
+    return Gate(name, "; ".join(wrong[:3]) or "yes", bound, not wrong)
