@@ -352,14 +352,19 @@ def first(history: pd.DataFrame, flags: Any) -> int:
     return int(history["step"].to_numpy()[1:][lasting[1:] & lasting[:-1]][0])
 
 
+def once(history: pd.DataFrame, flags: Any) -> int:
+    """The first step at which a flag is set, for rules that look at one step; IndexError where there is none."""
+    return int(history["step"].to_numpy()[np.asarray(flags)][0])
+
+
 def above(column: str, limit: float) -> Onset:
     """When a column is above a limit."""
-    return lambda record: first(record.history, record.history[column] > limit)
+    return lambda record: once(record.history, record.history[column] > limit)
 
 
 def below_start(column: str, share: float) -> Onset:
     """When a column is below a share of its first value."""
-    return lambda record: first(record.history, record.history[column] < share * record.history[column].iloc[0])
+    return lambda record: once(record.history, record.history[column] < share * record.history[column].iloc[0])
 
 
 def since(step: int) -> Onset:
@@ -375,7 +380,7 @@ def start(column: pd.Series, steps: int = 3) -> float:
 def ratio_off(record: Record) -> int:
     """D6: the mean ratio outside 0.9 to 1.1."""
     history = record.history
-    return first(history, (history["policy/ratio"] - 1.0).abs() > 0.1)
+    return once(history, (history["policy/ratio"] - 1.0).abs() > 0.1)
 
 
 def too_long(record: Record) -> int:
@@ -457,7 +462,7 @@ CASES: tuple[Case, ...] = (
     Case("D7", "old log-probabilities at temperature 1.3", partial(on_policy, steps=5, inject=partial(rollout_temperature, 1.3)),
          "rollout and update", "the same at temperature 1.0001",
          partial(on_policy, steps=5, inject=partial(rollout_temperature, 1.0001)), since(1)),
-    Case("D8", "learning rate x 100", partial(on_policy, steps=20, **FAST), "the learning rate is too high",
+    Case("D8", "learning rate x 300", partial(on_policy, steps=20, learning_rate=9e-2), "the learning rate is too high",
          "learning rate x 1.3", partial(on_policy, steps=20, learning_rate=4e-4), above("policy/clipfrac", 0.3)),
     Case("D9", "beta 0, and a reward that pays for one token",
          partial(on_policy, steps=30, **GREEDY, beta=0.0), "beta is too small",
