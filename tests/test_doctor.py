@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow.entities import Metric
 
 from pipelines import doctor
 from pipelines.adapters import recorder
@@ -81,12 +82,10 @@ def test_an_mlflow_run_says_what_its_history_says(root: Path, monkeypatch: pytes
     client, experiment = recorder.connect(root)
     run = client.create_run(experiment, tags={"prefloop.stage": "policy@ppo"}).info.run_id
     columns = ("objective/kl", "objective/kl_se", "policy/clipfrac", "beta")
-    for row in SICK.head(20).to_dict("records"):
-        for name in columns:
-            client.log_metric(run, name, float(row[name]), step=int(row["step"]))
-    client.log_metric(run, "policy/clipfrac", 0.9, step=20)  # a final figure behind the last step's
-    client.log_metric(run, "time/seconds", 3.0, step=20)
-    client.log_metric(run, "alone", 1.0, step=20)
+    rows = SICK.head(20).to_dict("records")
+    client.log_batch(run, [Metric(name, float(row[name]), 1, int(row["step"])) for row in rows for name in columns])
+    final = {"policy/clipfrac": 0.9, "time/seconds": 3.0, "alone": 1.0}  # behind the last step's
+    client.log_batch(run, [Metric(name, value, 2, 20) for name, value in final.items()])
     made = doctor.examined(root, run)
     expected = examine(Record(method_of(columns), SICK.head(20)[["step", *columns]]))
     assert made.findings == {"ppo": expected}

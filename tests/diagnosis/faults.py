@@ -122,7 +122,7 @@ def half(answer: Sequence[int]) -> float:
 
 def passed(answer: Sequence[int]) -> float:
     """A reward that is either 0 or 1."""
-    return float(kind(answer) > 0.95)
+    return float(kind(answer) > 0.6)
 
 
 def nan(answer: Sequence[int]) -> float:
@@ -216,8 +216,8 @@ def critic_rate(factor: float) -> Iterator[None]:
 
 
 def poisoned(place: Path, value: Callable[[Sequence[int]], float]) -> Record:
-    """From step 20 to step 20 the reward is ``value``."""
-    return on_policy(place, score=Scored(kind, value, 20, 20))
+    """The reward of step 20 is ``value``."""
+    return on_policy(place, score=Scored(kind, value, 20, 20), steps=25)
 
 
 def resumed(place: Path, flip: bool) -> Record:
@@ -225,7 +225,7 @@ def resumed(place: Path, flip: bool) -> Record:
     sft = onpolicy.make_folder(place / "sft")
     stop = onpolicy.Fault("raise", 35, place / "fired")
     with contextlib.suppress(RuntimeError):
-        on_policy(place, score=stop, sft=sft, save_steps=10)  # type: ignore[arg-type]
+        on_policy(place, score=stop, sft=sft, save_steps=10, steps=36)  # type: ignore[arg-type]
     if flip:
         folder = place / "scratch" / "checkpoints"
         found = checkpoints.newest(folder)
@@ -234,7 +234,7 @@ def resumed(place: Path, flip: bool) -> Record:
         weight = states["learner"]["weights"]["model.layers.0.mlp.up_proj.weight"]
         weight.view(torch.int32)[0, 0] ^= 1 << 23  # the lowest bit of the exponent: the number is doubled or halved
         checkpoints.save(folder, step, states)
-    return on_policy(place, score=stop, sft=sft, save_steps=10)  # type: ignore[arg-type]
+    return on_policy(place, score=stop, sft=sft, save_steps=10, steps=36)  # type: ignore[arg-type]
 
 
 def ensemble(place: Path, seed: int = 5, **changes: Any) -> Record:
@@ -352,14 +352,19 @@ def first(history: pd.DataFrame, flags: Any) -> int:
     return int(history["step"].to_numpy()[1:][lasting[1:] & lasting[:-1]][0])
 
 
+def once(history: pd.DataFrame, flags: Any) -> int:
+    """The first step at which a flag is set, for rules that look at one step; IndexError where there is none."""
+    return int(history["step"].to_numpy()[np.asarray(flags)][0])
+
+
 def above(column: str, limit: float) -> Onset:
     """When a column is above a limit."""
-    return lambda record: first(record.history, record.history[column] > limit)
+    return lambda record: once(record.history, record.history[column] > limit)
 
 
 def below_start(column: str, share: float) -> Onset:
     """When a column is below a share of its first value."""
-    return lambda record: first(record.history, record.history[column] < share * record.history[column].iloc[0])
+    return lambda record: once(record.history, record.history[column] < share * record.history[column].iloc[0])
 
 
 def since(step: int) -> Onset:
@@ -375,7 +380,7 @@ def start(column: pd.Series, steps: int = 3) -> float:
 def ratio_off(record: Record) -> int:
     """D6: the mean ratio outside 0.9 to 1.1."""
     history = record.history
-    return first(history, (history["policy/ratio"] - 1.0).abs() > 0.1)
+    return once(history, (history["policy/ratio"] - 1.0).abs() > 0.1)
 
 
 def too_long(record: Record) -> int:
@@ -443,38 +448,44 @@ LEARNT_BY_HEART: dict[str, Any] = {"num_train_epochs": 30, "learning_rate": 1e-2
 CASES: tuple[Case, ...] = (
     Case("D1", "the reward is NaN in step 20", partial(poisoned, value=nan), "the reward returned NaN",
          "the reward is a million times as large in step 20", partial(poisoned, value=huge), since(20)),
-    Case("D2", "the loss of step 40 times 10,000", partial(on_policy, inject=partial(loss_times, 1e4, 40)), "a batch of outliers",
-         "the loss of step 40 times 1.5", partial(on_policy, inject=partial(loss_times, 1.5, 40)), since(40)),
-    Case("D3", "learning rate x 100", partial(on_policy, **FAST), "the learning rate is too high",
-         "learning rate x 1.3", partial(on_policy, learning_rate=4e-4), above("policy/approxkl", 0.015)),
-    Case("D4", "beta 0", partial(on_policy, **TOTAL, beta=0.0, learning_rate=3e-3), "beta is 0",
-         "beta 0.2", partial(on_policy, **TOTAL), above("objective/kl", 10.0)),
-    Case("D5", "top-k sampling, k = 6 of 12", partial(on_policy, top_k=6), "answers come from another distribution",
-         "top-k sampling with k = the whole vocabulary", partial(on_policy, top_k=12), since(1)),
-    Case("D6", "learning rate x 1,000", partial(on_policy, learning_rate=3e-1), "the learning rate is too high",
-         "learning rate x 1.3", partial(on_policy, learning_rate=4e-4), ratio_off),
-    Case("D7", "old log-probabilities at temperature 1.3", partial(on_policy, inject=partial(rollout_temperature, 1.3)),
+    Case("D2", "the loss of step 40 times 10,000",
+         partial(on_policy, steps=45, inject=partial(loss_times, 1e4, 40)), "a batch of outliers",
+         "the loss of step 40 times 1.5", partial(on_policy, steps=45, inject=partial(loss_times, 1.5, 40)), since(40)),
+    Case("D3", "learning rate x 100", partial(on_policy, steps=10, **FAST), "the learning rate is too high",
+         "learning rate x 1.3", partial(on_policy, steps=10, learning_rate=4e-4), above("policy/approxkl", 0.015)),
+    Case("D4", "beta 0", partial(on_policy, steps=25, **TOTAL, beta=0.0, learning_rate=3e-3), "beta is 0",
+         "beta 0.2", partial(on_policy, steps=25, **TOTAL), above("objective/kl", 10.0)),
+    Case("D5", "top-k sampling, k = 6 of 12", partial(on_policy, steps=8, top_k=6), "answers come from another distribution",
+         "top-k sampling with k = the whole vocabulary", partial(on_policy, steps=8, top_k=12), since(1)),
+    Case("D6", "learning rate x 1,000", partial(on_policy, steps=10, learning_rate=3e-1), "the learning rate is too high",
+         "learning rate x 1.3", partial(on_policy, steps=10, learning_rate=4e-4), ratio_off),
+    Case("D7", "old log-probabilities at temperature 1.3", partial(on_policy, steps=5, inject=partial(rollout_temperature, 1.3)),
          "rollout and update", "the same at temperature 1.0001",
-         partial(on_policy, inject=partial(rollout_temperature, 1.0001)), since(1)),
-    Case("D8", "learning rate x 100", partial(on_policy, **FAST), "the learning rate is too high",
-         "learning rate x 1.3", partial(on_policy, learning_rate=4e-4), above("policy/clipfrac", 0.3)),
-    Case("D9", "beta 0, and a reward that pays for one token", partial(on_policy, **GREEDY, beta=0.0), "beta is too small",
-         "the same with beta 2", partial(on_policy, **GREEDY, beta=2.0), below_start("objective/entropy", 0.3)),
-    Case("D10", "a reward that counts words", partial(on_policy, **LONG), "the reward pays for length",
-         "the same, less a length penalty of as much", partial(on_policy, **LONG, length_penalty=0.25), too_long),
+         partial(on_policy, steps=5, inject=partial(rollout_temperature, 1.0001)), since(1)),
+    Case("D8", "learning rate x 300", partial(on_policy, steps=20, learning_rate=9e-2), "the learning rate is too high",
+         "learning rate x 1.3", partial(on_policy, steps=20, learning_rate=4e-4), above("policy/clipfrac", 0.3)),
+    Case("D9", "beta 0, and a reward that pays for one token",
+         partial(on_policy, steps=30, **GREEDY, beta=0.0), "beta is too small",
+         "the same with beta 2", partial(on_policy, steps=30, **GREEDY, beta=2.0), below_start("objective/entropy", 0.3)),
+    Case("D10", "a reward that counts words", partial(on_policy, steps=45, **LONG), "the reward pays for length",
+         "the same, less a length penalty of as much", partial(on_policy, steps=45, **LONG, length_penalty=0.25), too_long),
     Case("D11", "missing EOS handling: a cut answer costs nothing, its EOS counts as a bad word",
-         partial(on_policy, **ENDLESS, missing_eos_penalty=0.0, learning_rate=3e-3), "missing_eos_penalty is 0",
-         "the same with a penalty of 2", partial(on_policy, **ENDLESS, missing_eos_penalty=2.0), cut_off),
-    Case("D12", "a reward that pays for repetition", partial(on_policy, **AGAIN, learning_rate=5e-3), "the reward pays for it",
-         "the same with beta 2", partial(on_policy, **AGAIN, beta=2.0), repeated),
-    Case("D13", "wrong sign of the reward", partial(on_policy, weight=-1.0, judge=Scored(kind), learning_rate=1e-3), "wrong way",
-         "a reward of half the judge's size", partial(on_policy, weight=0.5, judge=Scored(kind)), judge_fallen),
+         partial(on_policy, steps=25, **ENDLESS, missing_eos_penalty=0.0, learning_rate=3e-3), "missing_eos_penalty is 0",
+         "the same with a penalty of 2", partial(on_policy, steps=25, **ENDLESS, missing_eos_penalty=2.0), cut_off),
+    Case("D12", "a reward that pays for repetition",
+         partial(on_policy, steps=25, **AGAIN, learning_rate=5e-3), "the reward pays for it",
+         "the same with beta 2", partial(on_policy, steps=25, **AGAIN, beta=2.0), repeated),
+    Case("D13", "wrong sign of the reward",
+         partial(on_policy, steps=30, weight=-1.0, judge=Scored(kind), learning_rate=1e-3), "wrong way",
+         "a reward of half the judge's size", partial(on_policy, steps=30, weight=0.5, judge=Scored(kind)), judge_fallen),
     Case("D14", "beta 0 against an ensemble of three", partial(ensemble, beta=0.0, learning_rate=1e-2),
          "left what the reward models know", "the same with beta 0.5", partial(ensemble, beta=0.5), disagreeing),
-    Case("D15", "a constant reward from step 10 on", partial(on_policy, score=Scored(kind, half, 10)), "the reward is constant",
-         "a reward that is either 0 or 1", partial(on_policy, score=Scored(passed)), since(10)),
-    Case("D16", "the critic's steps x 10,000", partial(on_policy, inject=partial(critic_rate, 1e4)),
-         "the critic's steps are too large", "the critic's steps x 2", partial(on_policy, inject=partial(critic_rate, 2.0)),
+    Case("D15", "a constant reward from step 10 on",
+         partial(on_policy, steps=15, score=Scored(kind, half, 10)), "the reward is constant",
+         "a reward that is either 0 or 1", partial(on_policy, steps=15, score=Scored(passed)), since(10)),
+    Case("D16", "the critic's steps x 10,000", partial(on_policy, steps=35, inject=partial(critic_rate, 1e4)),
+         "the critic's steps are too large", "the critic's steps x 2",
+         partial(on_policy, steps=35, inject=partial(critic_rate, 2.0)),
          value_off),
     Case("D17", "DPO on pairs that differ in one word, learning rate x 100", partial(pairwise, **ALIKE, learning_rate=1e-2),
          "the learning rate is too high", "the same pairs, learning rate x 1", partial(pairwise, **ALIKE), displaced),
@@ -485,8 +496,8 @@ CASES: tuple[Case, ...] = (
     Case("D20", "thirty epochs, ten times the rate, three labels in ten flipped",
          partial(reward_model, flipped=0.3, **LEARNT_BY_HEART), "over-confident",
          "the same labels, early stopping", partial(reward_model, flipped=0.3)),
-    Case("D25", "the reward waits from step 30 on", partial(on_policy, score=Scored(kind, slow, 30)), "another process",
-         "the reward waits in step 30", partial(on_policy, score=Scored(kind, slow, 30, 30)), since(30)),
+    Case("D25", "the reward waits from step 30 on", partial(on_policy, steps=36, score=Scored(kind, slow, 30)), "another process",
+         "the reward waits in step 30", partial(on_policy, steps=36, score=Scored(kind, slow, 30, 30)), since(30)),
     Case("D26", "a bit of a weight flips in the checkpoint of step 30", partial(resumed, flip=True), "a damaged state",
          "the same interruption, no flip", partial(resumed, flip=False), since(31)),
 )  # fmt: skip

@@ -66,7 +66,7 @@ def notes(place: Path) -> list[str]:
 def test_reporting_only_changes_nothing_and_a_healthy_run_is_left_alone(tmp_path: Path) -> None:
     """With and without ``act``, the same weights and the same history to the bit: nothing was found, nothing was done."""
     for name, changes in (("off", {}), ("on", ACT)):
-        on_policy(tmp_path / name, steps=12, **changes)
+        on_policy(tmp_path / name, steps=6, **changes)
     for file in ("history.parquet", "metrics.json", "model/model.safetensors"):
         assert (tmp_path / "off" / "out" / file).read_bytes() == (tmp_path / "on" / "out" / file).read_bytes()
     assert notes(tmp_path / "on") == []
