@@ -113,8 +113,8 @@ class RayRuntime(Section):
 class Runtime(Section):
     """Where and how wide, never what: listed by no stage.
 
-    ``shard`` splits the layers of the models that on-policy training holds over its workers (FSDP2), where one does not fit
-    beside its gradients and optimiser state; the other trainings keep whole models on every worker.
+    ``shard`` splits the layers of the models that on-policy training holds over its workers, if there are two or more (FSDP2),
+    for a model that does not fit beside its gradients and optimiser state. The other trainings keep whole models.
     """
 
     workers: Annotated[int, Field(ge=0)] = 0
