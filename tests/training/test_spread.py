@@ -22,7 +22,18 @@ def rollout(scores: list[float], deviations: list[float] | None = None) -> Rollo
     reference = torch.tensor([[-1.5, 0.0, 0.0], [-1.5, -1.5, 0.0], [-2.0, -2.0, -2.0]])
     zeros = torch.zeros(3, 3)
     made = Rollout(
-        0, [[5]] * 3, [[4], [4, 1], [4, 4, 1]], [True] * 3, mask, logprobs, reference, zeros, zeros, torch.tensor(scores), {}
+        0,
+        [[5]] * 3,
+        [[4], [4, 1], [4, 4, 1]],
+        [True] * 3,
+        mask,
+        logprobs,
+        logprobs,
+        reference,
+        zeros,
+        zeros,
+        torch.tensor(scores),
+        {},
     )
     made.deviations = torch.tensor(deviations or [])
     return made
