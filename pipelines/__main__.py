@@ -10,7 +10,6 @@ from pathlib import Path
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
-    "GOMP_SPINCOUNT": "1000",  # a waiting thread sleeps soon; else it spins and takes the core from the one it waits for
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",

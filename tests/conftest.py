@@ -11,7 +11,8 @@ from hypothesis import settings
 
 from pipelines.__main__ import DEFAULTS
 
-os.environ.update({**DEFAULTS, **os.environ})
+# several tests share the cores: a thread that waits should sleep, else it takes the core from the one it waits for
+os.environ.update({**DEFAULTS, "GOMP_SPINCOUNT": "1000", **os.environ})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")

@@ -55,7 +55,8 @@ def dead_run(record: Record) -> list[Hit]:
 def overfit_or_flipped(record: Record) -> list[Hit]:
     """D19. The labels against what is known of them, the model against held-out pairs, and training against held-out accuracy.
 
-    A share is refused where a binomial test at 0.05 does not put it above a coin's.
+    A share is refused where a binomial test at 0.05 does not put it above a coin's. A gap to training is a warning: the model
+    that is kept is the best on held-out pairs, and what it is worth is measured on others.
     """
     from scipy.stats import binomtest  # half a second, and only here
 
@@ -92,7 +93,7 @@ def _overfit(record: Record) -> list[Hit]:
         gap = float(before.mean()) - accuracy if len(before) == SMOOTH else 0.0
         if gap > limit:
             evidence = f"training pairs {before.mean():.3f}, validation pairs {accuracy:.3f} in the labelled order at step {step}"
-            hits.append(Hit(int(step), gap, limit, "alarm", evidence, "over-fitting: training pairs are learnt by heart"))
+            hits.append(Hit(int(step), gap, limit, "warning", evidence, "over-fitting: training pairs are learnt by heart"))
     return hits
 
 

@@ -223,6 +223,7 @@ def test_training_pairs_learnt_by_heart() -> None:
     frame = pd.DataFrame({"step": np.arange(1, 11)} | columns | {"eval_accuracy": held})
     found = of("reward", frame, figures={"validation_pairs": 200})["D19"]
     assert found.causes[0].startswith("over-fitting")
+    assert not found.blocks, "the best on held-out pairs is kept"
     assert of("reward", frame.assign(eval_accuracy=[NAN] * 9 + [0.85]), figures={"validation_pairs": 200}) == {}
     assert of("reward", frame, figures={"validation_pairs": 8}) == {}, "2 SE of 8 pairs are 0.32"
 
