@@ -20,6 +20,8 @@ class Here:
         function(job, Worker(0, 1, "cpu", Journal(None)))
 
     def map(self, function: Callable[[Any, Sequence[Any], Worker], list], job: Any, items: Sequence[Any]) -> list:
+        if not items:
+            return []
         size = -(-len(items) // self.workers)
         shards = [items[start : start + size] for start in range(0, len(items), size)]
         return [row for shard in shards for row in function(job, shard, Worker(0, 1, "cpu", Journal(None)))]
