@@ -84,15 +84,19 @@ def seed_for(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def make_deterministic(seed: int, threads: int) -> None:
+def make_deterministic(seed: int, threads: int, with_torch: bool = True) -> None:
     """Seeds, threads and algorithms of this process; the same in the stage's own and in every worker's."""
     import numpy
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    if not with_torch:
+        return
     import torch
 
     torch.set_num_threads(threads)
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # use_deterministic_algorithms(True, warn_only=True) but for torch.compile, whose compiler it would import: 1.4 s
+    torch.set_deterministic_debug_mode("warn")
     # a debugging aid that comes with it and writes every new tensor twice
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

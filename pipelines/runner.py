@@ -103,7 +103,7 @@ def _run(name: str, root: Path) -> None:
 
     # 3. seed and threads
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    make_deterministic(seed_for(params.seed, name), params.runtime.threads)
+    make_deterministic(seed_for(params.seed, name), params.runtime.threads, stage.torch)
 
     # 4. the work, with its journal followed by the terminal and the tracker
     from pipelines.adapters import cluster, tracking

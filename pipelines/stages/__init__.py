@@ -15,10 +15,12 @@ class Stage:
     key_metrics: tuple[str, ...]
     """The number to watch: the first of these that the stage reports."""
     resumable: bool
+    torch: bool = True
+    """Whether it computes with torch, which takes seconds to import."""
 
 
 STAGES: dict[str, Stage] = {
-    "prepare": Stage("prepare", "demonstrations, prompts and preferences from the source", ("demonstrations",), False),
+    "prepare": Stage("prepare", "demonstrations, prompts and preferences", ("demonstrations",), False, torch=False),
     "base": Stage("base", "the base model as safetensors", ("parameters",), True),
     "sft": Stage("sft", "supervised fine-tuning", ("eval_loss",), True),
     "preferences": Stage("preferences", "answers of the SFT model, labelled by the judge", ("pairs",), False),
@@ -26,7 +28,7 @@ STAGES: dict[str, Stage] = {
     "policy": Stage("policy", "a policy that learns from the preferences", ("objective/scores", "eval_rewards/accuracies"), True),
     "evaluate_sft": Stage("evaluate", "the SFT model on held-out prompts", ("gold_mean",), False),
     "evaluate": Stage("evaluate", "a policy on held-out prompts, against the SFT model", ("win_rate",), False),
-    "report": Stage("report", "one page that shows it all", ("policies",), False),
+    "report": Stage("report", "one page that shows it all", ("policies",), False, False),
 }
 
 
