@@ -58,7 +58,7 @@ def overfit_or_flipped(record: Record) -> list[Hit]:
     A share is refused where a binomial test at 0.05 does not put it above a coin's. A gap to training is a warning: the model
     that is kept is the best on held-out pairs, and what it is worth is measured on others.
     """
-    from scipy.stats import binomtest  # half a second, and only here
+    from scipy.special import bdtr, bdtrc  # every training stage imports this module and few come here
 
     figures = record.figures
     hits = []
@@ -71,11 +71,12 @@ def overfit_or_flipped(record: Record) -> list[Hit]:
     for what, share, count, of_labels in known:
         if share is None or not count or count < LEAST_PAIRS:
             continue
-        test = binomtest(round(share * count), int(count), 0.5, alternative="greater")
-        if test.pvalue > 0.05:
-            swapped = binomtest(round(share * count), int(count), 0.5, alternative="less").pvalue < 0.05
+        right = round(share * count)
+        p_more, p_less = float(bdtrc(right - 1, int(count), 0.5)), float(bdtr(right, int(count), 0.5))
+        if p_more > 0.05:
+            swapped = p_less < 0.05
             cause = "chosen and rejected are swapped" if of_labels and swapped else "the labels are noise" if of_labels else ""
-            evidence = f"{what}: {share:.3f} of {int(count)}, not surely more than a coin's (p = {test.pvalue:.2g})"
+            evidence = f"{what}: {share:.3f} of {int(count)}, not surely more than a coin's (p = {p_more:.2g})"
             hits.append(Hit(record.last_step, float(share), 0.5, "alarm", evidence, cause))
     return hits + _overfit(record)
 

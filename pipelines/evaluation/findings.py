@@ -19,8 +19,7 @@ from pipelines.evaluation import optimisation
 from pipelines.evaluation.comparison import ratings, sampled
 from pipelines.evaluation.metrics import rank_correlation
 from pipelines.evaluation.reward_quality import quality
-from pipelines.evaluation.samples import SAMPLES
-from pipelines.evaluation.scored_pairs import SCORED_PAIRS
+from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
 
 SFT = "sft"
 DIGITS = 6

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
-from scipy.stats import binomtest
+from scipy.special import bdtr, expit
 
 from pipelines.evaluation.metrics import Floats, cluster_sums
 
@@ -41,7 +40,7 @@ def sign_test(outcomes: ArrayLike, clusters: Sequence[Hashable]) -> Signs:
     sums, counts = cluster_sums(outcomes, clusters)
     balance = np.round(sums / counts - 0.5, 9)
     won, lost = int((balance > 0).sum()), int((balance < 0).sum())
-    return Signs(won, lost, float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0)
+    return Signs(won, lost, min(1.0, 2.0 * float(bdtr(min(won, lost), won + lost, 0.5))))
 
 
 def length_controlled(outcomes: ArrayLike, gaps: ArrayLike, clusters: Sequence[Hashable]) -> tuple[float, float, float]:

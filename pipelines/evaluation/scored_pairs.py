@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pandera.pandas as pa
-
 from pipelines.config import Precision
 from pipelines.context import Worker
 from pipelines.evaluation.reading import context_of, tokens_of
@@ -18,24 +15,6 @@ from pipelines.models.reward import load_members, score_members
 
 FILLER = " And so on, and so on, and so on."
 """Says nothing: a reward model that scores it up can be gamed by length."""
-
-TEXT = pd.StringDtype(na_value=float("nan"))
-SCORED_PAIRS = pa.DataFrameSchema(
-    {
-        **{name: pa.Column(TEXT) for name in ("id", "prompt_id", "judge", "group", "source")},
-        "margin": pa.Column(float, nullable=True),
-        "chosen_tokens": pa.Column(int, pa.Check.ge(1)),
-        "rejected_tokens": pa.Column(int, pa.Check.ge(1)),
-        "chosen_reward": pa.Column(float),
-        "rejected_reward": pa.Column(float),
-        "filler_reward": pa.Column(float),
-    },
-    name="scored_pairs",
-    strict=True,
-    ordered=True,
-)
-"""``margin``: by how much the judge or a person found the chosen answer better, NaN where unknown. ``filler_reward``: the
-score of the chosen answer with FILLER behind it. An ensemble's scores are its mean."""
 
 
 @dataclass(frozen=True)

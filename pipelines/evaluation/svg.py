@@ -69,6 +69,9 @@ def render(name: str, title: str, paint: Callable[[Axes], None], legend: int = 0
         paint(axes)
         if legend:
             figure.legend(loc="outside lower left", ncols=min(legend, 3), handlelength=1.4, columnspacing=1.4)
+        # the layout, which is most of the work, once for both files
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         vector, raster = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(raster, format="png", dpi=DPI, metadata={"Software": None})

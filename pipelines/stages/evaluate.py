@@ -31,8 +31,7 @@ from pipelines.evaluation.answers import Job, Prompt, answer, as_table
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.figures import against, describe, plain
 from pipelines.evaluation.metrics import cluster_mean, perplexity
-from pipelines.evaluation.samples import SAMPLES
-from pipelines.evaluation.scored_pairs import SCORED_PAIRS
+from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
 from pipelines.judges import make_judge, name_of
 from pipelines.models.adapters import CONFIG, load_adapter, merge
 from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model

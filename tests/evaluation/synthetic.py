@@ -13,8 +13,7 @@ from pipelines.data.schemas import GOLD, PAIRS
 from pipelines.data.tables import write_json, write_table
 from pipelines.evaluation.figures import against, describe
 from pipelines.evaluation.optimisation import best_of, curve
-from pipelines.evaluation.samples import SAMPLES
-from pipelines.evaluation.scored_pairs import SCORED_PAIRS
+from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
 
 KIND = ("my", "good", "sweet", "lord,", "I", "love", "thee", "and", "thy", "gentle", "heart", "with", "joy;")
 PLAIN = ("the", "king", "doth", "march", "upon", "the", "city,", "and", "his", "men", "go", "after", "him", "at", "dawn;")

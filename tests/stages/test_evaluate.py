@@ -19,8 +19,8 @@ from pipelines.data.tables import read_table, write_table
 from pipelines.data.tokens import encode_completion, encode_prompt
 from pipelines.errors import DataError
 from pipelines.evaluation.answers import answer
-from pipelines.evaluation.samples import SAMPLES
-from pipelines.evaluation.scored_pairs import FILLER, SCORED_PAIRS
+from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
+from pipelines.evaluation.scored_pairs import FILLER
 from pipelines.journal import Journal
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import load_reward, score
