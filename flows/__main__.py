@@ -340,6 +340,7 @@ def _run_flow(root: Path, plan: Plan, only: tuple[str, ...], force: bool) -> int
     started = time.monotonic()
     try:
         console.announce(plan, "")
+        _warn_of_threads(root)
         _warm_tracking(root, plan)
         with environment.server_if_needed():
             from flows.train import train
@@ -362,6 +363,20 @@ def _summarise(root: Path, plan: Plan) -> None:
 
     if any(planned.stage == publish.LAST for planned in plan.stages):
         console.summary(root, publish.PAGE if (root / publish.PAGE).exists() else None)
+
+
+def _warn_of_threads(root: Path) -> None:
+    """More threads than cores wait for one another: two stages of two threads on two cores took five times as long."""
+    from pipelines import config
+
+    runtime = config.load(root / config.PARAMS).runtime
+    cores, wanted = os.cpu_count() or 1, runtime.threads * runtime.parallel_stages
+    if runtime.parallel_stages > 1 and wanted > cores:
+        print(
+            f"warning: runtime: {runtime.parallel_stages} stages side by side of {runtime.threads} threads each on {cores} cores "
+            f"slow one another several times; set threads: {max(1, cores // runtime.parallel_stages)}",
+            flush=True,
+        )
 
 
 def _warm_tracking(root: Path, plan: Plan) -> None:

@@ -105,6 +105,13 @@ def test_independent_stages_run_side_by_side(project: Project) -> None:
     assert at["report", "start"] > max(at["side@left", "end"], at["side@right", "end"])
 
 
+def test_more_threads_than_cores_are_warned_of(project: Project) -> None:
+    project.set("^runtime: {}", "runtime:\n  parallel_stages: 2\n  threads: 512")
+    code, printed = project.prefloop("run", "--only", "first")
+    assert code == 0
+    assert "warning: runtime: 2 stages side by side of 512 threads each" in printed
+
+
 def test_a_stage_that_dies_is_tried_again(project: Project) -> None:
     project.tell("first", die=2)
     assert project.train("first") == {"first": "ran"}
