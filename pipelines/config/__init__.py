@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.config.base import Base, Scratch
 from pipelines.config.data import Prepare
-from pipelines.config.policies import AnyPolicy, Dpo, Ppo, RewardTerm
+from pipelines.config.policies import AnyPolicy, Dpo, Ppo, RewardTerm, Scorer
 from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
 from pipelines.config.training import Generation, Reward, Sft, Training
 from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
@@ -32,18 +32,11 @@ __all__ = [
 PARAMS = Path("params.yaml")
 
 
-class Judge(Section):
+class Judge(Scorer):
     """The judge that labels pairs. ``lexicon`` is VADER's compound score: a gold judge, because it is known exactly."""
 
     kind: Literal["lexicon", "callable"] = "lexicon"
-    callable: str = ""
     gold: bool = True
-
-    @model_validator(mode="after")
-    def _callable_is_named(self) -> Judge:
-        if self.kind == "callable" and ":" not in self.callable:
-            raise ValueError("kind: callable needs callable: judges_file.module:function")
-        return self
 
 
 class Preferences(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,20 @@ class Policy(Training):
     learns_from: str
 
 
-class RewardTerm(Section):
+class Scorer(Section):
+    """What gives a text a score: a model, VADER's lexicon, or a function of the user's."""
+
+    kind: Literal["model", "lexicon", "callable"]
+    callable: str = ""
+
+    @model_validator(mode="after")
+    def _callable_is_named(self) -> Self:
+        if self.kind == "callable" and ":" not in self.callable:
+            raise ValueError("kind: callable needs callable: pipelines.judges.file:function")
+        return self
+
+
+class RewardTerm(Scorer):
     """One term of what an on-policy method maximises: the reward model, or a judge of texts.
 
     An ensemble of reward models gives its mean less ``deviations`` standard deviations (Coste et al. 2024, eq. 4: caution
@@ -25,15 +38,8 @@ class RewardTerm(Section):
     """
 
     kind: Literal["model", "lexicon", "callable"] = "model"
-    callable: str = ""
     weight: float = 1.0
     deviations: Annotated[float, Field(ge=0.0)] = 0.0
-
-    @model_validator(mode="after")
-    def _callable_is_named(self) -> RewardTerm:
-        if self.kind == "callable" and ":" not in self.callable:
-            raise ValueError("kind: callable needs callable: pipelines.judges.file:function")
-        return self
 
     @property
     def name(self) -> str:
@@ -41,17 +47,10 @@ class RewardTerm(Section):
         return self.callable.partition(":")[2] if self.kind == "callable" else self.kind
 
 
-class HeldOut(Section):
+class HeldOut(Scorer):
     """A judge of texts that only watches a run. It is not the judge whose scores are the known gold, and no reward."""
 
     kind: Literal["lexicon", "callable"] = "callable"
-    callable: str = ""
-
-    @model_validator(mode="after")
-    def _callable_is_named(self) -> HeldOut:
-        if self.kind == "callable" and ":" not in self.callable:
-            raise ValueError("kind: callable needs callable: pipelines.judges.file:function")
-        return self
 
 
 class Diagnosis(Section):
