@@ -128,7 +128,7 @@ def _server(root: Path) -> Iterator[None]:
     note.parent.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{port}/api"
     with _process("server", "prefect", arguments, dict(os.environ), root) as process:
-        _wait(process, url)
+        environment.wait_until_ready(process, url, START_SECONDS, Path(".runs/serve/server.log"))
         note.write_text(url, encoding="utf-8")
         try:
             with _announced(url):
@@ -164,22 +164,6 @@ def _process(
         yield process
     finally:
         processes.stop(process, environment.SERVER_GRACE)
-
-
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
-    import httpx
-
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise EnvironmentFault(f"Prefect's server ended with {process.returncode} while starting; see .runs/serve/server.log")
-        try:
-            if httpx.get(f"{url}/health", timeout=5.0).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise EnvironmentFault(f"Prefect's server did not answer within {START_SECONDS:.0f} s; see .runs/serve/server.log")
 
 
 def _pool() -> None:

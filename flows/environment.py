@@ -117,7 +117,8 @@ def server() -> Iterator[None]:
         import flows.train  # noqa: F401  (Prefect's imports take as long as the server's: side by side)
 
         refresh_global_settings_context()
-        _wait_until_ready(process, port, log)
+        patience = float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
+        wait_until_ready(process, os.environ["PREFECT_API_URL"], patience, log)
         yield
     finally:
         _send_what_is_queued()
@@ -162,22 +163,21 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, seconds: float, log: Path) -> None:
+    """Wait for the API of a Prefect server that we have started. Raises EnvironmentFault where it ends or never answers."""
     import httpx
 
-    patience = float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise EnvironmentFault(f"Prefect's embedded server ended with {process.returncode} while starting; see {log}")
-        if listening(port):
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=5.0).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
+            raise EnvironmentFault(f"Prefect's server ended with {process.returncode} while starting; see {log}")
+        try:
+            if httpx.get(f"{url}/health", timeout=5.0).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
         time.sleep(0.1)
-    raise EnvironmentFault(f"Prefect's embedded server did not answer within {patience:.0f} s; see {log}")
+    raise EnvironmentFault(f"Prefect's server did not answer within {seconds:.0f} s; see {log}")
 
 
 @contextmanager
