@@ -265,7 +265,7 @@ class Kto(Offline):
     """Kahneman-Tversky optimisation with TRL's trainer, on single answers that are good or bad.
 
     They are people's labels, or both answers of every pair. The weights make up for unequal numbers of good and bad ones. The
-    KL of the loss is estimated in each micro-batch, so ``micro_batch_size`` counts.
+    KL of the loss is estimated in each micro-batch, so the result depends on ``micro_batch_size`` and the number of workers.
     """
 
     method: Literal["kto"]

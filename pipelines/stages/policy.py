@@ -15,11 +15,11 @@ Paper:   Schulman et al. 2017, Ouyang et al. 2022 (ppo); Rafailov et al. 2023 (d
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipelines.config import LABELS_FILE, PAIRS_FILE, AnyPolicy, Judge, Kto, Orpo, Ppo, Rejection, RewardTerm, Scored
+from pipelines.config import LABELS_FILE, PAIRS_FILE, Judge, Kto, Offline, Orpo, Ppo, Rejection, RewardTerm, Scored
 from pipelines.context import Context, seed_for
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, whole_file, write_table
@@ -78,12 +78,12 @@ def _rejection(ctx: Context, entry: Rejection) -> None:
     _plot(ctx)
 
 
-def _offline(ctx: Context, entry: AnyPolicy) -> None:
+def _offline(ctx: Context, entry: Offline) -> None:
     """The table is all that it sees."""
     from pipelines.training import dpo, kto, offline, orpo
 
-    train = kto.train if isinstance(entry, Kto) else orpo.train if isinstance(entry, Orpo) else dpo.train
-    _check_source(ctx, entry.learns_from, *((PAIRS_FILE, LABELS_FILE) if isinstance(entry, Kto) else (PAIRS_FILE,)))
+    module: Any = kto if isinstance(entry, Kto) else orpo if isinstance(entry, Orpo) else dpo
+    _check_source(ctx, entry.learns_from, PAIRS_FILE, *([LABELS_FILE] if isinstance(entry, Kto) else []))
     job = offline.Job(
         sft=ctx.artifacts / "sft" / "model",
         pairs=ctx.root / entry.learns_from,
@@ -92,7 +92,7 @@ def _offline(ctx: Context, entry: AnyPolicy) -> None:
         training=entry,
         seed=_seed(ctx),
     )
-    ctx.cluster.train(train, job, ctx.scratch)
+    ctx.cluster.train(module.train, job, ctx.scratch)
     _plot(ctx)
 
 

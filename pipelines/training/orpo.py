@@ -1,8 +1,8 @@
 """Odds-ratio preference optimisation with TRL's ORPOTrainer (of its experimental part), straight from pairs: no reference model.
 
 Paper: Hong, Lee and Thorne 2024, eq. 6 and 7: cross-entropy of the chosen answer - beta log sigmoid(log(odds(chosen) /
-odds(rejected))), with odds = p / (1 - p) and log p the mean over an answer's tokens. TRL's cross-entropy counts the prompt's tokens
-as well.
+odds(rejected))), with odds = p / (1 - p) and log p the mean over an answer's tokens. TRL's cross-entropy counts the prompt's
+tokens as well.
 """
 
 from __future__ import annotations

@@ -190,6 +190,7 @@ def test_chosen_answers_become_unlikely() -> None:
     found = of("offline", offline(**fallen), {"beta": 0.1})["D17"]
     assert (found.first_step, found.level) == (14, "alarm")
     assert found.value == pytest.approx(0.25)
+    assert of("offline", offline(**fallen), {"beta": 0.1, "method": "orpo"}) == {}, "its rewards are no ratios to a reference"
     assert of("offline", offline(**(fallen | {"rewards/margins": -0.1})), {"beta": 0.1}) == {}, "no margin grows"
     slight = {"rewards/chosen": at(10, -0.3, 0.0, 30), "logps/chosen": at(10, -23.0, -20.0, 30)}
     assert of("offline", offline(**slight), {"beta": 0.1}) == {}
