@@ -1,9 +1,9 @@
 """Direct preference optimisation with TRL's DPOTrainer, straight from pairs: no reward model, no sampling.
 
 Papers: Rafailov et al. 2023, eq. 7 (sigmoid); Mitchell 2023, "A note on DPO with noisy preferences" (sigmoid with label
-smoothing: cDPO); Lambert et al. 2024 (sigmoid_norm); Azar et al. 2023, eq. 17 (ipo); Zhao et al. 2023 (hinge); Chowdhury et al. 2024 (robust); Ji et al. 2024,
-eq. 16 (exo_pair); Chen et al. 2024 (nca_pair); Jung et al. 2024 (bco_pair); Wu et al. 2024, eq. 4.7 (sppo_hard);
-D'Oosterlinck et al. 2024, eq. 7 and 8 (apo_zero, apo_down).
+smoothing: cDPO); Lambert et al. 2024 (sigmoid_norm); Azar et al. 2023, eq. 17 (ipo); Zhao et al. 2023 (hinge); Chowdhury et al.
+2024 (robust); Ji et al. 2024, eq. 16 (exo_pair); Chen et al. 2024 (nca_pair); Jung et al. 2024 (bco_pair); Wu et al. 2024,
+eq. 4.7 (sppo_hard); D'Oosterlinck et al. 2024, eq. 7 and 8 (apo_zero, apo_down).
 """
 
 from __future__ import annotations
