@@ -54,20 +54,19 @@ def _job(method: str, folder: Path, name: str = "run", **some: Any) -> Any:
 TRAIN = {"orpo": orpo.train, "kto": kto.train, "rejection": rejection.train}
 
 
-@pytest.mark.parametrize("method", sorted(TRAIN))
-def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, method: str) -> None:
-    """32 pairs over 2 epochs in batches of 8 are 8 steps; kto has two answers a pair, so 16."""
-    once, killed = _job(method, tmp_path, "once"), _job(method, tmp_path, "killed")
+@pytest.mark.parametrize(("method", "epochs"), [("orpo", 2), ("kto", 1), ("rejection", 2)])
+def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, method: str, epochs: int) -> None:
+    """32 pairs over 2 epochs in batches of 8 are 8 steps; kto has two answers a pair. Checkpoints are those of 6 and 8."""
+    once, killed = (_job(method, tmp_path, name, num_train_epochs=epochs) for name in ("once", "killed"))
     for job in (once, killed):
         TRAIN[method](job, helpers.worker())
-    expected, last = helpers.digests(once.out), 16 if method == "kto" else 8
+    expected = helpers.digests(once.out)
     assert helpers.digests(killed.out) == expected
     assert sorted(expected)[:2] == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
-    shutil.rmtree(killed.scratch / "checkpoints" / f"checkpoint-{last}")
+    shutil.rmtree(killed.scratch / "checkpoints" / "checkpoint-8")
     shutil.rmtree(killed.out)
     TRAIN[method](killed, helpers.worker(tmp_path / "journal"))
-    assert helpers.steps(tmp_path / "journal")[-2:] == [last - 1, last]
-    assert len(helpers.steps(tmp_path / "journal")) < last
+    assert helpers.steps(tmp_path / "journal") == [7, 8]
     assert helpers.digests(killed.out) == expected
 
 
@@ -224,7 +223,7 @@ def test_rejection_reaches_the_best_of_n(tmp_path: Path) -> None:
     order = toy.rewards_table().argsort()
     below = reference[order].cumsum(0) - reference[order]
     best = reference.new_zeros(64).index_copy_(0, order, (below + reference[order]) ** 4 - below**4)
-    counts = (4000 * best).round().int().tolist()
+    counts = (1500 * best).round().int().tolist()
     rows = [
         {"prompt_ids": toy.PROMPT, "answer_ids": sequence}
         for sequence, count in zip(toy.SEQUENCES, counts, strict=True)

@@ -56,7 +56,7 @@ def loss_and_gradient(trainer: hf.Frame) -> tuple[float, list[float]]:
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(len(trainer.train_dataset))])
     loss = trainer.compute_loss(trainer.model.train(), batch)
     loss.backward()
-    return float(loss), trainer.model.lm_head.weight.grad[:, 0].tolist()
+    return loss.item(), trainer.model.lm_head.weight.grad[:, 0].tolist()
 
 
 def by_logits(chosen: float, rejected: float) -> list[float]:
@@ -215,4 +215,4 @@ def test_the_reward_models_loss_by_hand(folder: Path, tmp_path: Path) -> None:
     task = reward.Job(folder, tmp_path / "none", tmp_path / "out", tmp_path / "scratch", entry, 1)
     trainer = reward._trainer(task, helpers.worker(), model, load_tokenizer(folder), rows)
     loss = trainer.compute_loss(trainer.model, trainer.data_collator([ROW]))
-    assert float(loss) == pytest.approx(0.8544, abs=1e-4)
+    assert loss.item() == pytest.approx(0.8544, abs=1e-4)
