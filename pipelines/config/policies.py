@@ -102,12 +102,11 @@ class Ppo(Scored):
     ``target_update_kl`` nats per token (0 = never stop early). What is maximised is the weighted sum of ``rewards``;
     ``normalise_scores`` divides it by the standard deviation of the first step's scores, after subtracting their mean
     (``reference``), or by what was seen so far (``running``). ``length_penalty`` is then taken off for every token,
-    ``missing_eos_penalty`` off an answer that was cut. The critic
-    is a value head on the policy's trunk (``shared``: no second model) or a model of its own that begins
-    as the reward model (``reward``). The reference, to which KL is measured, becomes the policy as it is after every
-    ``reference_refresh_steps`` steps (0 = it stays the SFT model). Answers are sampled by the policy itself (engine ``hf``)
-    or by vLLM with the policy's weights (``vllm``: a GPU and the package vllm are needed; its other arithmetic is made up for
-    by importance weights).
+    ``missing_eos_penalty`` off an answer that was cut. The critic is a value head on the policy's trunk (``shared``: no second
+    model) or a model of its own that begins as the reward model (``reward``). The reference, to which KL is measured, becomes
+    the policy as it is after every ``reference_refresh_steps`` steps (0 = it stays the SFT model). Answers are sampled by the
+    policy itself (engine ``hf``) or by vLLM with the policy's weights (``vllm``: a GPU and the package vllm are needed; its
+    other arithmetic is made up for by importance weights).
     """
 
     method: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"]
