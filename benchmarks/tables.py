@@ -13,12 +13,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "methods.md")
 PLACE = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
     """Renew every table in place."""
-    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+    for page in PAGES:
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -227,10 +228,40 @@ def over_optimisation() -> str:
     return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
 
 
+def methods() -> str:
+    """Every method on the default recipe's data."""
+    return _policies("methods")
+
+
+def betas() -> str:
+    """Three betas of DPO."""
+    return _policies("betas")
+
+
+def _policies(name: str) -> str:
+    """A row a policy of a recipe: means over the seeds, with the lowest win rate of any seed."""
+    result = _load(name)
+    if result is None:
+        return "Not measured yet.\n"
+    seeds = list(result["seeds"].values())
+    rows = ["| entry | method | win rate against SFT (lowest seed) | gold reward | KL (nats) | training (s) | peak memory (GB) |",
+            "|" + "---|" * 7]  # fmt: skip
+    for entry in seeds[0]:
+        runs = [seed[entry] for seed in seeds]
+        mean = {key: statistics.mean(run[key] for run in runs) for key in ("win_rate", "gold_mean", "kl", "seconds")}
+        memory = max(run["peak_rss_bytes"] for run in runs) / 1e9
+        rows.append(
+            f"| {entry} | {runs[0]['method']} | {mean['win_rate']:.3f} ({min(run['win_rate'] for run in runs):.3f}) "
+            f"| {mean['gold_mean']:.3f} | {mean['kl']:.2f} | {mean['seconds']:.0f} | {memory:.2f} |"
+        )
+    return "\n".join(rows) + f"\n\nMeans over {len(seeds)} seeds. {_provenance(result)}\n"
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
     "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation,
+    "methods": methods, "betas": betas,
 }  # fmt: skip
 
 

@@ -46,8 +46,8 @@ def test_the_params_file_is_at_first_the_default_recipe() -> None:
         ("policies", {"mine": {"method": "ppo", "engine": "vlm"}}, ["policies.mine.engine", "did you mean 'vllm'?"]),
         (
             "policies",
-            {"mine": {"method": "ppo", "estimator": "rloo", "samples_per_prompt": 2, "critic": "reward"}},
-            ["critic: reward is for estimator gae"],
+            {"mine": {"method": "rloo", "samples_per_prompt": 2, "critic": "reward"}},
+            ["critic: reward is for ppo and a2c"],
         ),
         ("policies", {"mine": {"method": "ppo", "rewards": [{"kind": "callable"}]}}, ["needs callable:"]),
         ("policies", {"mine": {"method": "ppo", "rewards": [{"kind": "model"}, {"kind": "model"}]}}, ["a name of its own"]),
@@ -56,6 +56,27 @@ def test_the_params_file_is_at_first_the_default_recipe() -> None:
             "policies",
             {"mine": {"method": "ppo", "diagnosis": {"held_out": {"callable": "a.b:c"}}, "rewards": [CALLED]}},
             ["diagnosis.held_out is one of the rewards"],
+        ),
+        ("policies", {"mine": {"method": "grpo"}}, ["grpo compares a prompt's answers: samples_per_prompt must be 2 or more"]),
+        ("policies", {"mine": {"method": "a2c", "cliprange": 0.2}}, ["a2c has cliprange 0.0"]),
+        ("policies", {"mine": {"method": "kot"}}, ["unknown method 'kot'", "did you mean 'kto'?"]),
+        ("policies", {"mine": {"method": "rloo", "sampels_per_prompt": 4}}, ["did you mean 'samples_per_prompt'?"]),
+        ("policies", {"mine": {"method": "rejection", "answers": 1}}, ["policies.mine.answers", "greater than or equal to 2"]),
+        ("policies", {"mine": {"method": "rejection", "rewards": []}}, ["rewards needs one term or more"]),
+        ("policies", {"mine": {"method": "orpo", "loss_type": "ipo"}}, ["policies.mine.loss_type: unknown key"]),
+        ("policies", {"mine": {"method": "dpo", "loss_type": "sigmod"}}, ["policies.mine.loss_type", "did you mean 'sigmoid'?"]),
+        (
+            "policies",
+            {"mine": {"method": "dpo", "loss_type": "ipo", "label_smoothing": 0.1}},
+            ["loss_type ipo has no label_smoothing"],
+        ),
+        ("policies", {"mine": {"method": "dpo", "loss_type": "robust"}}, ["loss_type robust needs label_smoothing above 0"]),
+        ("policies", {"mine": {"method": "dpo", "label_smoothing": 0.5}}, ["policies.mine.label_smoothing", "less than 0.5"]),
+        ("policies", {"mine": {"method": "kto", "micro_batch_size": 1}}, ["micro_batch_size must be 2 or more"]),
+        (
+            "policies",
+            {"mine": {"method": "kto", "learns_from": "artifacts/prepared/labels.parquet", "ended_only": True}},
+            ["pairs_per_prompt and ended_only choose among pairs"],
         ),
         ("prepare", {"source": "jsonl"}, ["source: jsonl needs learns_from:"]),
         ("base", {"source": "hub", "id": "a/b"}, ["needs id: and revision:"]),
@@ -77,6 +98,17 @@ def test_a_fault_is_named(tmp_path: Path, section: str, values: dict, expected: 
     for part in expected:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_method_has_its_estimator() -> None:
+    """One trainer for five methods: the name says how advantages are estimated; a2c has defaults of its own."""
+    named = {name: config.Ppo(method=name, samples_per_prompt=2) for name in ("ppo", "a2c", "reinforce", "rloo", "grpo")}
+    assert {name: entry.estimator for name, entry in named.items()} == {
+        "ppo": "gae", "a2c": "gae", "reinforce": "reinforce", "rloo": "rloo", "grpo": "group",
+    }  # fmt: skip
+    unclipped = (named["a2c"].ppo_epochs, named["a2c"].cliprange, named["a2c"].cliprange_value)
+    assert unclipped == (1, 0.0, 0.0)
+    assert (named["ppo"].ppo_epochs, named["ppo"].cliprange) == (2, 0.2)
 
 
 def test_gold_may_not_watch(tmp_path: Path) -> None:

@@ -17,16 +17,29 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.config.base import Base, Scratch
 from pipelines.config.data import Prepare
-from pipelines.config.policies import AnyPolicy, Dpo, Ppo, RewardTerm, Scorer
+from pipelines.config.policies import (
+    LABELS_FILE,
+    PAIRS_FILE,
+    AnyPolicy,
+    Dpo,
+    Kto,
+    Offline,
+    Orpo,
+    Ppo,
+    Rejection,
+    RewardTerm,
+    Scored,
+    Scorer,
+)
 from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
 from pipelines.config.training import Generation, Reward, Sft, Training
 from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
 from pipelines.errors import ConfigurationError
 
 __all__ = [
-    "NAME", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation", "Judge", "Params", "Positive",
-    "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Report", "Reward", "RewardTerm", "Runtime", "Scratch", "Section",
-    "Sft", "Suite", "Training", "load",
+    "LABELS_FILE", "NAME", "PAIRS_FILE", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation",
+    "Judge", "Kto", "Offline", "Orpo", "Params", "Positive", "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime",
+    "Rejection", "Report", "Reward", "RewardTerm", "Runtime", "Scored", "Scratch", "Section", "Sft", "Suite", "Training", "load",
 ]  # fmt: skip
 
 PARAMS = Path("params.yaml")
@@ -200,13 +213,18 @@ def _nearest(name: str, known: list[str]) -> str:
 def _fields_at(where: list[str]) -> list[str]:
     """The valid keys at a place in the file, found by walking the classes."""
     model: Any = Params
-    methods: dict[str, type[Section]] = {"ppo": Ppo, "dpo": Dpo}
     if where[:1] == ["policies"] and len(where) >= 3:
-        model, where = methods[where[2]], where[3:]
+        model, where = _methods()[where[2]], where[3:]
     for part in where:
         named = typing.get_args(model)  # a mapping of names to sections: the name leads to the section
         model = named[1] if named else model.model_fields[part].annotation
     return list(model.model_fields)
+
+
+def _methods() -> dict[str, type[Section]]:
+    """The class of every method that an entry of ``policies:`` can name."""
+    classes = typing.get_args(typing.get_args(AnyPolicy)[0])
+    return {name: one for one in classes for name in typing.get_args(one.model_fields["method"].annotation)}
 
 
 def _dotted(where: list[str]) -> str:

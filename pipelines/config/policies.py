@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipelines.config.section import Count, Fraction, Positive, Section
 from pipelines.config.training import ExcessLength, Generation, Training
+
+PAIRS_FILE, LABELS_FILE = "artifacts/preferences/pairs.parquet", "artifacts/prepared/labels.parquet"
+ESTIMATORS: dict[str, Literal["gae", "reinforce", "rloo", "group"]] = {
+    "ppo": "gae", "a2c": "gae", "reinforce": "reinforce", "rloo": "rloo", "grpo": "group",
+}  # fmt: skip
+PreferenceLoss = Literal[
+    "sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
+    "apo_down",
+]  # fmt: skip
+SMOOTHED = ("sigmoid", "robust", "exo_pair")
+A2C = {"ppo_epochs": 1, "cliprange": 0.0, "cliprange_value": 0.0}
 
 
 class Policy(Training):
@@ -64,25 +75,41 @@ class Diagnosis(Section):
     held_out: HeldOut | None = None
 
 
-class Ppo(Policy):
-    """PPO-clip and its relatives with a KL penalty (docs/ppo.md).
+class Scored(Policy):
+    """What the methods share that draw answers themselves and score them: ``rewards`` is a weighted sum."""
+
+    learns_from: str = "artifacts/reward"
+    rewards: list[RewardTerm] = [RewardTerm()]
+    generation: Generation = Generation()
+
+    @model_validator(mode="after")
+    def _terms_are_told_apart(self) -> Self:
+        names = [term.name for term in self.rewards]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"rewards needs one term or more, each with a name of its own (these: {', '.join(names) or 'none'})")
+        return self
+
+
+class Ppo(Scored):
+    """PPO-clip and its relatives with a KL penalty (docs/ppo.md): one trainer, whose advantages the method names.
+
+    ppo and a2c have a critic (generalised advantage estimation); a2c is one epoch without clipping. The others have none and
+    measure an answer's reward against other answers': of the whole step (reinforce), of the same prompt (rloo), of the same
+    prompt in units of their standard deviation (grpo, with the KL in the reward as in the others).
 
     ``batch_size`` is prompts a step; ``mini_batch_size`` and ``micro_batch_size`` are answers (prompts times
     ``samples_per_prompt``); ``beta`` is reward per nat, ``kl_target`` nats per sequence (0 = fixed beta),
     ``target_update_kl`` nats per token (0 = never stop early). What is maximised is the weighted sum of ``rewards``;
     ``normalise_scores`` divides it by the standard deviation of the first step's scores, after subtracting their mean
     (``reference``), or by what was seen so far (``running``). ``length_penalty`` is then taken off for every token,
-    ``missing_eos_penalty`` off an answer that was cut. A2C is estimator gae with one epoch and ``cliprange`` 0. The critic
-    (estimator gae) is a value head on the policy's trunk (``shared``: no second model) or a model of its own that begins
-    as the reward model (``reward``). The reference, to which KL is measured, becomes the policy as it is after every
-    ``reference_refresh_steps`` steps (0 = it stays the SFT model). Answers are sampled by the policy itself (engine ``hf``)
-    or by vLLM with the policy's weights (``vllm``: a GPU and the package vllm are needed; its other arithmetic is made up for
-    by importance weights).
+    ``missing_eos_penalty`` off an answer that was cut. The critic is a value head on the policy's trunk (``shared``: no second
+    model) or a model of its own that begins as the reward model (``reward``). The reference, to which KL is measured, becomes
+    the policy as it is after every ``reference_refresh_steps`` steps (0 = it stays the SFT model). Answers are sampled by the
+    policy itself (engine ``hf``) or by vLLM with the policy's weights (``vllm``: a GPU and the package vllm are needed; its
+    other arithmetic is made up for by importance weights).
     """
 
-    method: Literal["ppo"]
-    learns_from: str = "artifacts/reward"
-    estimator: Literal["gae", "rloo", "reinforce", "group"] = "gae"
+    method: Literal["ppo", "a2c", "reinforce", "rloo", "grpo"]
     steps: Count = 30
     ppo_epochs: Count = 2
     mini_batch_size: Count = 32
@@ -99,16 +126,33 @@ class Ppo(Policy):
     kl_target: Annotated[float, Field(ge=0.0)] = 0.0
     kl_horizon: Count = 10000
     target_update_kl: Annotated[float, Field(ge=0.0)] = 0.0
-    rewards: list[RewardTerm] = [RewardTerm()]
     whiten_advantages: bool = True
     normalise_scores: Literal["none", "reference", "running"] = "reference"
     score_clip: Annotated[float, Field(ge=0.0)] = 10.0
     missing_eos_penalty: Annotated[float, Field(ge=0.0)] = 1.0
     length_penalty: Annotated[float, Field(ge=0.0)] = 0.0
-    generation: Generation = Generation()
     engine: Literal["hf", "vllm"] = "hf"
     snapshot_every: Annotated[int, Field(ge=0)] = 0
     diagnosis: Diagnosis = Diagnosis()
+
+    @property
+    def estimator(self) -> Literal["gae", "reinforce", "rloo", "group"]:
+        """How advantages are estimated."""
+        return ESTIMATORS[self.method]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a2c_has_its_own_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "a2c":
+            return {**A2C, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _a2c_is_one_unclipped_epoch(self) -> Ppo:
+        wrong = [name for name, value in A2C.items() if self.method == "a2c" and getattr(self, name) != value]
+        if wrong:
+            raise ValueError(f"a2c has {wrong[0]} {A2C[wrong[0]]} (one epoch, nothing clipped); with others it is method: ppo")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Ppo:
@@ -127,8 +171,8 @@ class Ppo(Policy):
 
     @model_validator(mode="after")
     def _groups_have_members(self) -> Ppo:
-        if self.estimator in ("rloo", "group") and self.samples_per_prompt < 2:
-            raise ValueError(f"estimator {self.estimator} compares a prompt's answers: samples_per_prompt must be 2 or more")
+        if self.method in ("rloo", "grpo") and self.samples_per_prompt < 2:
+            raise ValueError(f"{self.method} compares a prompt's answers: samples_per_prompt must be 2 or more")
         return self
 
     @model_validator(mode="after")
@@ -144,16 +188,9 @@ class Ppo(Policy):
         return self
 
     @model_validator(mode="after")
-    def _terms_are_told_apart(self) -> Ppo:
-        names = [term.name for term in self.rewards]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"rewards needs one term or more, each with a name of its own (these: {', '.join(names) or 'none'})")
-        return self
-
-    @model_validator(mode="after")
     def _critics_are_for_gae(self) -> Ppo:
         if self.critic == "reward" and self.estimator != "gae":
-            raise ValueError(f"critic: reward is for estimator gae; {self.estimator} has no critic")
+            raise ValueError(f"critic: reward is for ppo and a2c; {self.method} has no critic")
         return self
 
     @model_validator(mode="after")
@@ -170,22 +207,81 @@ class Ppo(Policy):
         return self
 
 
-class Dpo(Policy):
-    """Direct preference optimisation with TRL's trainer, on the ``pairs_per_prompt`` most decisive pairs (0 = all).
+class Rejection(Scored):
+    """Rejection sampling: of ``answers`` answers of the SFT model to each prompt the best by the reward, then SFT on those."""
 
-    ``ended_only`` leaves out pairs with an answer that was cut: it has no EOS, so it teaches the policy never to stop.
+    method: Literal["rejection"]
+    answers: Annotated[int, Field(ge=2)] = 4
+    num_train_epochs: Count = 1
+
+
+class Offline(Policy):
+    """What the methods share that learn from a table of answers and draw none.
+
+    Of each prompt's pairs the ``pairs_per_prompt`` most decisive are taken (0 = all). ``ended_only`` leaves out pairs with an
+    answer that was cut: it has no EOS, so it teaches the policy never to stop.
     """
 
-    method: Literal["dpo"]
-    learns_from: str = "artifacts/preferences/pairs.parquet"
+    learns_from: str = PAIRS_FILE
     pairs_per_prompt: Annotated[int, Field(ge=0)] = 0
     ended_only: bool = False
     beta: Positive = 0.1
-    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    label_smoothing: Fraction = 0.0
     num_train_epochs: Count = 1
     excess_length: ExcessLength = "raise"
     group_by_length: bool = False
 
 
-AnyPolicy = Annotated[Ppo | Dpo, Field(discriminator="method")]
+class Dpo(Offline):
+    """Direct preference optimisation and its relatives with TRL's trainer (docs/methods.md: the losses).
+
+    ``label_smoothing`` is the share of labels that are taken to be wrong: with loss_type sigmoid it is cDPO, with robust the
+    unbiased loss, with exo_pair the target's smoothing. With loss_type ipo ``beta`` is the paper's tau. ipo and sigmoid_norm
+    divide the log-ratios by the answers' tokens.
+    """
+
+    method: Literal["dpo"]
+    loss_type: PreferenceLoss = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+
+    @model_validator(mode="after")
+    def _smoothing_belongs_to_the_loss(self) -> Dpo:
+        if self.label_smoothing and self.loss_type not in ("sigmoid", "robust", "exo_pair"):
+            raise ValueError(
+                f"loss_type {self.loss_type} has no label_smoothing (sigmoid, robust and exo_pair have); leave it out"
+            )
+        if not self.label_smoothing and self.loss_type in ("robust", "exo_pair"):
+            raise ValueError(f"loss_type {self.loss_type} needs label_smoothing above 0 (the share of wrong labels)")
+        return self
+
+
+class Orpo(Offline):
+    """Odds-ratio preference optimisation with TRL's trainer: no reference model. ``beta`` is the paper's lambda."""
+
+    method: Literal["orpo"]
+
+
+class Kto(Offline):
+    """Kahneman-Tversky optimisation with TRL's trainer, on single answers that are good or bad.
+
+    They are people's labels, or both answers of every pair. The weights make up for unequal numbers of good and bad ones. The
+    KL of the loss is estimated in each micro-batch, so the result depends on ``micro_batch_size`` and the number of workers.
+    """
+
+    method: Literal["kto"]
+    desirable_weight: Positive = 1.0
+    undesirable_weight: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _micro_batches_have_two_answers(self) -> Kto:
+        if self.micro_batch_size < 2:
+            raise ValueError("kto pairs a micro-batch's prompts with each other's answers: micro_batch_size must be 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_no_pairs(self) -> Kto:
+        if self.learns_from == LABELS_FILE and (self.pairs_per_prompt or self.ended_only):
+            raise ValueError(f"pairs_per_prompt and ended_only choose among pairs; {LABELS_FILE} holds single answers")
+        return self
+
+
+AnyPolicy = Annotated[Ppo | Rejection | Dpo | Orpo | Kto, Field(discriminator="method")]

@@ -49,9 +49,11 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
     return kept, counts
 
 
-def fit_pairs(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Row], dict[str, float]]:
-    """The same for pairs (``prompt_ids``, ``chosen_ids``, ``rejected_ids``): only the prompt is cut, alike for both answers."""
-    room = [context - max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+def fit_pairs(
+    rows: list[Row], context: int, policy: str, table: str, answers: Sequence[str] = ("chosen_ids", "rejected_ids")
+) -> tuple[list[Row], dict[str, float]]:
+    """The same for pairs (``prompt_ids`` and the named ``answers``): only the prompt is cut, alike for both answers."""
+    room = [context - max(len(row[name]) for name in answers) for row in rows]
     over = [number for number, row in enumerate(rows) if len(row["prompt_ids"]) > room[number]]
     if not over or policy == "raise":
         return rows, {}

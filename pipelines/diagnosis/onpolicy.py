@@ -250,7 +250,7 @@ def saturation(record: Record) -> list[Hit]:
 
 def value_explosion(record: Record) -> list[Hit]:
     """D16. Explained variance below 0 for 10 steps after a warm-up of 20, or a squared value error above 5 return variances."""
-    if record.settings.get("estimator", "gae") != "gae":
+    if record.settings.get("method", "ppo") not in ("ppo", "a2c"):  # the others have no critic
         return []
     hits = []
     found = record.series("val/explained_variance")

@@ -17,10 +17,10 @@ LEAST_PAIRS = 20
 
 def displacement(record: Record) -> list[Hit]:
     """D17. The chosen answers themselves become unlikely while the margin grows: by 0.5 nats a token or 20 % of their
-    log-probability under the reference, over 5 steps (Razin et al. 2024; Pal et al. 2024)."""
+    log-probability under the reference, over 5 steps (Razin et al. 2024; Pal et al. 2024). ORPO has no reference."""
     found = record.series("rewards/chosen", "logps/chosen", "rewards/margins")
     beta = float(record.settings.get("beta") or 0.0)
-    if found is None or not beta:
+    if found is None or not beta or record.settings.get("method") == "orpo":
         return []
     steps, (rewards, logprobs, margins) = found
     moved = mean_of_last(rewards / beta, SMOOTH)

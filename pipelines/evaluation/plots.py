@@ -29,8 +29,13 @@ class Curve:
 CURVES = (
     Curve("objective/scores", "reward", "Reward during training", "Reward model's score of the answers that PPO sampled."),
     Curve("objective/kl", "kl", "KL to SFT during training (nats a sequence)", "How far the policy has moved while it learnt."),
-    Curve("rewards/accuracies", "dpo_accuracy", "Pairs in the right order (DPO)", "Share with the right implicit reward."),
-    Curve("rewards/margins", "dpo_margin", "Implicit reward margin (DPO)", "Chosen minus rejected; it grows with confidence."),
+    Curve("rewards/accuracies", "dpo_accuracy", "Pairs in the right order (dpo, orpo)", "Share with the right implicit reward."),
+    Curve(
+        "rewards/margins",
+        "dpo_margin",
+        "Reward margin (offline methods)",
+        "Chosen minus rejected; it grows with confidence.",
+    ),
     Curve("loss", "dpo_loss", "Loss (offline methods)", "0.693 = knows nothing yet (sigmoid loss)."),
     Curve("objective/entropy", "entropy", "Entropy (nats a token)", "A collapse here comes before repetition.", "more"),
     Curve("tokens/response_length", "length", "Answer length (tokens)", "A steady rise may be gaming of length.", "more"),

@@ -25,7 +25,12 @@ STAGES: dict[str, Stage] = {
     "sft": Stage("sft", "supervised fine-tuning", ("eval_loss",), True),
     "preferences": Stage("preferences", "answers of the SFT model, labelled by the judge", ("pairs",), False),
     "reward": Stage("reward", "Bradley-Terry reward model", ("pair_accuracy",), True),
-    "policy": Stage("policy", "a policy that learns from the preferences", ("objective/scores", "eval_rewards/accuracies"), True),
+    "policy": Stage(
+        "policy",
+        "a policy that learns from the preferences",
+        ("objective/scores", "eval_rewards/accuracies", "eval_rewards/margins", "best_score"),
+        True,
+    ),
     "evaluate_sft": Stage("evaluate", "the SFT model on held-out prompts", ("gold_mean",), False),
     "evaluate": Stage("evaluate", "a policy on held-out prompts, against the SFT model", ("win_rate",), False),
     "report": Stage("report", "one page that shows it all", ("policies",), False, False),

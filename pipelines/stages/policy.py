@@ -1,27 +1,34 @@
-"""A policy that learns from the preferences: on-policy against the reward model (ppo), or straight from pairs (dpo).
+"""A policy that learns from the preferences by one of the methods of docs/methods.md.
 
-Reads:   sft, prepared/prompts.parquet, and what the entry names under learns_from: reward, or preferences/pairs.parquet
+On-policy against the reward model (ppo and its relatives), by the best of the SFT model's own answers (rejection), or straight
+from pairs or labelled answers (dpo, orpo, kto).
+
+Reads:   sft, prepared/prompts.parquet, and what the entry names under learns_from: reward, preferences/pairs.parquet or
+         prepared/labels.parquet
 Writes:  policies/NAME/{model/, adapter/ (LoRA only), history.parquet, metrics.json, snapshots/}, plots/NAME.csv
 Params:  seed, policies.NAME
-Metrics: objective/scores, objective/kl, policy/entropy ... (ppo, docs/ppo.md); rewards/accuracies, rewards/margins ... (dpo)
-Paper:   Schulman et al. 2017, Ouyang et al. 2022 (ppo); Rafailov et al. 2023 (dpo)
+Metrics: objective/scores, objective/kl, policy/entropy ... (ppo, docs/ppo.md); best_score, sft_score (rejection);
+         rewards/margins, rewards/accuracies ... and the same with eval_ (dpo, orpo, kto)
+Paper:   Schulman et al. 2017, Ouyang et al. 2022 (ppo); Rafailov et al. 2023 (dpo); docs/methods.md has the others'
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipelines.config import Dpo, Judge, Ppo, RewardTerm
+import pandas as pd
+
+from pipelines.config import LABELS_FILE, PAIRS_FILE, Judge, Kto, Offline, Orpo, Ppo, Rejection, RewardTerm, Scored
 from pipelines.context import Context, seed_for
 from pipelines.data.schemas import PROMPTS
-from pipelines.data.tables import read_table, whole_file
+from pipelines.data.tables import read_table, whole_file, write_table
 from pipelines.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from pipelines.training.rewards import Term
 
-REWARD, PAIRS_FILE = "artifacts/reward", "artifacts/preferences/pairs.parquet"
+REWARD = "artifacts/reward"
 RULES = "artifacts/prepared/prompts.parquet"
 """What a policy learns from whose rewards are all rules: nothing but the prompts."""
 
@@ -32,27 +39,21 @@ def run(ctx: Context) -> dict[str, float]:
     out = ctx.out(f"policies/{ctx.name}")
     if isinstance(entry, Ppo):
         _ppo(ctx, entry)
+    elif isinstance(entry, Rejection):
+        _rejection(ctx, entry)
     else:
-        _dpo(ctx, entry)
+        _offline(ctx, entry)
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _ppo(ctx: Context, entry: Ppo) -> None:
     """On-policy: answers are sampled while training and scored by the reward model, by judges, or by a sum of them."""
-    from pipelines.data.tokens import encode_prompts
-    from pipelines.models.loading import load_tokenizer
     from pipelines.training import ppo
 
-    _check_source(ctx, entry.learns_from, REWARD if any(term.kind == "model" for term in entry.rewards) else RULES)
-    sft = ctx.artifacts / "sft" / "model"
-    tokenizer = load_tokenizer(sft)
-    prompts = read_table(ctx.artifacts / "prepared" / "prompts.parquet", PROMPTS)
-    train = prompts[prompts["split"] == "train"]
-    if train.empty:
-        raise DataError("prompts.parquet: 0 rows in the split train; raise prepare.train_prompts")
+    _check_scored(ctx, entry)
     job = ppo.Job(
-        sft=sft,
-        prompts=encode_prompts(tokenizer, list(train["prompt"])),
+        sft=ctx.artifacts / "sft" / "model",
+        prompts=[tokens for _, tokens in _prompts(ctx)],
         rewards=_terms(ctx, entry),
         params=entry,
         seed=_seed(ctx),
@@ -64,7 +65,51 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
     ctx.cluster.train(ppo.train, job, ctx.scratch)
 
 
-def _terms(ctx: Context, entry: Ppo) -> tuple[Term, ...]:
+def _rejection(ctx: Context, entry: Rejection) -> None:
+    """Answers are drawn once, on the workers where there are some, and kept with the checkpoints; then the best are learnt."""
+    from pipelines.training import rejection
+
+    _check_scored(ctx, entry)
+    sft, best, out = ctx.artifacts / "sft" / "model", ctx.scratch / "best.parquet", ctx.out(f"policies/{ctx.name}")
+    if not best.exists():
+        sampling = rejection.Sampling(sft, _terms(ctx, entry), entry, _seed(ctx))
+        write_table(pd.DataFrame(ctx.cluster.map(rejection.best_answers, sampling, _prompts(ctx))), best)
+    ctx.cluster.train(rejection.train, rejection.Job(sft, best, out, ctx.scratch, entry, _seed(ctx)), ctx.scratch)
+    _plot(ctx)
+
+
+def _offline(ctx: Context, entry: Offline) -> None:
+    """The table is all that it sees."""
+    from pipelines.training import dpo, kto, offline, orpo
+
+    module: Any = kto if isinstance(entry, Kto) else orpo if isinstance(entry, Orpo) else dpo
+    _check_source(ctx, entry.learns_from, PAIRS_FILE, *([LABELS_FILE] if isinstance(entry, Kto) else []))
+    job = offline.Job(
+        sft=ctx.artifacts / "sft" / "model",
+        pairs=ctx.root / entry.learns_from,
+        out=ctx.out(f"policies/{ctx.name}"),
+        scratch=ctx.scratch,
+        training=entry,
+        seed=_seed(ctx),
+    )
+    ctx.cluster.train(module.train, job, ctx.scratch)
+    _plot(ctx)
+
+
+def _prompts(ctx: Context) -> list[tuple[str, list[int]]]:
+    """The id and the tokens of every training prompt."""
+    from pipelines.data.tokens import encode_prompts
+    from pipelines.models.loading import load_tokenizer
+
+    prompts = read_table(ctx.artifacts / "prepared" / "prompts.parquet", PROMPTS)
+    train = prompts[prompts["split"] == "train"]
+    if train.empty:
+        raise DataError("prompts.parquet: 0 rows in the split train; raise prepare.train_prompts")
+    tokens = encode_prompts(load_tokenizer(ctx.artifacts / "sft" / "model"), list(train["prompt"]))
+    return list(zip(train["id"], tokens, strict=True))
+
+
+def _terms(ctx: Context, entry: Scored) -> tuple[Term, ...]:
     from pipelines.training.rewards import JudgeReward, LearnedReward, Term
 
     def source(term: RewardTerm) -> LearnedReward | JudgeReward:
@@ -84,22 +129,9 @@ def _held_out(entry: Ppo) -> Term | None:
     return Term("held_out", 1.0, JudgeReward(Judge(kind=watching.kind, callable=watching.callable))) if watching else None
 
 
-def _dpo(ctx: Context, entry: Dpo) -> None:
-    """Offline: the pairs are all it sees."""
-    from pipelines.training import dpo
-
-    _check_source(ctx, entry.learns_from, PAIRS_FILE)
-    out = ctx.out(f"policies/{ctx.name}")
-    job = dpo.Job(
-        sft=ctx.artifacts / "sft" / "model",
-        pairs=ctx.root / entry.learns_from,
-        out=out,
-        scratch=ctx.scratch,
-        training=entry,
-        seed=_seed(ctx),
-    )
-    ctx.cluster.train(dpo.train, job, ctx.scratch)
-    history = read_table(out / "history.parquet")
+def _plot(ctx: Context) -> None:
+    """The history as DVC's plots read it."""
+    history = read_table(ctx.out(f"policies/{ctx.name}") / "history.parquet")
     with whole_file(ctx.out(f"plots/{ctx.name}.csv")) as partial:
         history.to_csv(partial, index=False, lineterminator="\n")
 
@@ -109,8 +141,13 @@ def _seed(ctx: Context) -> int:
     return seed_for(ctx.params.seed, "policy", ctx.params.policies[ctx.name].method)
 
 
-def _check_source(ctx: Context, named: str, expected: str) -> None:
-    if named.rstrip("/") != expected:
+def _check_scored(ctx: Context, entry: Scored) -> None:
+    _check_source(ctx, entry.learns_from, REWARD if any(term.kind == "model" for term in entry.rewards) else RULES)
+
+
+def _check_source(ctx: Context, named: str, *expected: str) -> None:
+    if named.rstrip("/") not in expected:
+        method = ctx.params.policies[ctx.name].method
         raise ConfigurationError(
-            f"policies.{ctx.name}.learns_from: {named}: the method {ctx.params.policies[ctx.name].method} learns from {expected}"
+            f"policies.{ctx.name}.learns_from: {named}: the method {method} learns from {' or '.join(expected)}"
         )

@@ -1,13 +1,13 @@
 """Direct preference optimisation with TRL's DPOTrainer, straight from pairs: no reward model, no sampling.
 
-Paper: Rafailov et al. 2023, eq. 7 (sigmoid); Azar et al. 2023, eq. 17 (ipo); Zhao et al. 2023 (hinge); Chowdhury et al.
-2024 (robust).
+Papers: Rafailov et al. 2023, eq. 7 (sigmoid); Mitchell 2023, "A note on DPO with noisy preferences" (sigmoid with label
+smoothing: cDPO); Lambert et al. 2024 (sigmoid_norm); Azar et al. 2023, eq. 17 (ipo); Zhao et al. 2023 (hinge); Chowdhury et al.
+2024 (robust); Ji et al. 2024, eq. 16 (exo_pair); Chen et al. 2024 (nca_pair); Jung et al. 2024 (bco_pair); Wu et al. 2024,
+eq. 4.7 (sppo_hard); D'Oosterlinck et al. 2024, eq. 7 and 8 (apo_zero, apo_down).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,49 +16,33 @@ from trl import DPOConfig, DPOTrainer
 
 from pipelines import config
 from pipelines.context import Worker
-from pipelines.data import lengths
-from pipelines.data.tables import write_json
-from pipelines.models.adapters import is_adapted, lora_config, merge, save_adapter
-from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
+from pipelines.models.adapters import lora_config
+from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.training import hf
-from pipelines.training.pairs import Row, length, longest, read_rows, token_counts
+from pipelines.training.offline import Job, fitting_pairs, write
+from pipelines.training.pairs import Row, length, longest
+
+__all__ = ["Job", "train"]
 
 REPORTED = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Paths and settings: the SFT model's folder, the pairs, where results and checkpoints go."""
-
-    sft: Path
-    pairs: Path
-    out: Path
-    scratch: Path
-    training: config.Dpo
-    seed: int
 
 
 class Dpo(hf.Frame, DPOTrainer):
     """TRL's trainer in our frame."""
 
 
-def train(job: Job, worker: Worker) -> None:
-    """Beats: pairs, models, trainer, training, held-out figures, results (rank 0 writes them below ``job.out``)."""
-    # 1. pairs, tokenised once
+def train(job: Job[config.Dpo], worker: Worker) -> None:
+    """Beats: policy, pairs, trainer, training, held-out figures, results (rank 0 writes them below ``job.out``)."""
+    # 1. the policy; its reference is the SFT model: the policy with its adapter off, or a second copy without adapters
     tokenizer = load_tokenizer(job.sft)
-    rows = read_rows(job.pairs, tokenizer, job.training.pairs_per_prompt, job.training.ended_only)
-
-    # 2. the policy; its reference is the SFT model: the policy with its adapter off, or a second copy without adapters
     torch.manual_seed(job.seed)
     model = load_causal_lm(job.sft, worker.device)
-    context, counts = model.config.max_position_embeddings, {}
-    for split in ("train", "validation"):
-        where = f"{job.pairs.name} ({split})"
-        rows[split], counts[split] = lengths.fit_pairs(rows[split], context, job.training.excess_length, where)
-        hf.check_lengths(rows[split], longest(rows[split]), context, where)
+
+    # 2. pairs, tokenised once
+    rows, figures = fitting_pairs(job, tokenizer, model.config.max_position_embeddings)
 
     # 3. the trainer
-    trainer = _trainer(job, worker, model, tokenizer, rows)
+    trainer = make_trainer(job, worker, model, tokenizer, rows)
 
     # 4. training and the held-out figures
     hf.resume_and_train(trainer, job.training.precision, worker, longest(rows["train"]))
@@ -66,14 +50,25 @@ def train(job: Job, worker: Worker) -> None:
 
     # 5. results
     if worker.rank == 0:
-        tokens = sum(len(row["chosen_ids"]) for row in rows["train"]) / len(rows["train"])
-        figures = token_counts(rows["train"]) | {"train_pairs": len(rows["train"]), "chosen_tokens": tokens}
-        _write(job, trainer, tokenizer, held_out, counts["train"] | figures)
+        write(job, trainer, tokenizer, held_out, figures, REPORTED)
 
 
-def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:
-    training = job.training
-    adapted = training.adapter != "none"
+def losses(training: config.Dpo) -> dict[str, Any]:
+    """TRL's arguments for the loss.
+
+    cDPO is (1 - e) S + e F with S = -log sigmoid(h), F = -log sigmoid(-h). TRL has dropped it, but has S and
+    R = ((1 - e) S - e F) / (1 - 2 e), and sums of its losses: cDPO = 2 (1 - e) S - (1 - 2 e) R.
+    """
+    smoothing = training.label_smoothing
+    if training.loss_type == "sigmoid" and smoothing:
+        weights = [2.0 * (1.0 - smoothing), -(1.0 - 2.0 * smoothing)]
+        return {"loss_type": ["sigmoid", "robust"], "loss_weights": weights, "label_smoothing": smoothing}
+    return {"loss_type": [training.loss_type], "label_smoothing": smoothing}
+
+
+def make_trainer(job: Job[config.Dpo], worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:
+    """The trainer of ``model`` against the SFT model, with the order of its rows fixed."""
+    training, adapted = job.training, job.training.adapter != "none"
     order = hf.row_order(training, [length(row) for row in rows["train"]], job.seed)
     steps = len(order) // training.batch_size
     arguments = hf.arguments(training, worker, job.scratch / "checkpoints", steps, job.seed)
@@ -81,7 +76,7 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
         model=model,
         ref_model=None if adapted else load_causal_lm(job.sft, worker.device),
         peft_config=lora_config(model, training) if adapted else None,
-        args=DPOConfig(**arguments, beta=training.beta, loss_type=[training.loss_type], label_smoothing=training.label_smoothing),
+        args=DPOConfig(**arguments, **losses(training), beta=training.beta),
         train_dataset=Dataset.from_list(rows["train"]),
         eval_dataset=Dataset.from_list(rows["validation"]),
         processing_class=tokenizer,
@@ -89,14 +84,3 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
     )
     trainer.order = order
     return trainer
-
-
-def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: dict[str, float]) -> None:
-    history = hf.write_history(trainer, job.out)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if is_adapted(model):
-        save_adapter(model, job.out / "adapter", "../../../sft/model")
-    save_model(merge(model), tokenizer, job.out / "model")
-    last = {name: float(history[name].dropna().iloc[-1]) for name in REPORTED}
-    figures = last | {f"eval_{name}": held_out[f"eval_{name}"] for name in REPORTED}
-    write_json(job.out / "metrics.json", figures | rows | {"steps": trainer.state.global_step})

@@ -23,7 +23,7 @@ import trl.trainer.utils
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from pipelines.config import Dpo, Precision, Reward, Sft, Training
+from pipelines.config import Offline, Precision, Reward, Sft, Training
 from pipelines.context import Worker, seed_for
 from pipelines.data import lengths
 from pipelines.data.tables import write_json, write_table
@@ -180,7 +180,7 @@ def micro_batch(training: Training, world_size: int) -> int:
     return micro
 
 
-def row_order(training: Sft | Reward | Dpo, sizes: Sequence[int], seed: int) -> list[int]:
+def row_order(training: Sft | Reward | Offline, sizes: Sequence[int], seed: int) -> list[int]:
     """Row numbers in the order of training, from the tokens of every row; in batches of like length where asked."""
     order = data_order(len(sizes), training.num_train_epochs, training.batch_size, seed)
     return lengths.bucketed(order, sizes, training.batch_size, seed) if training.group_by_length else order

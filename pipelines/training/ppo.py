@@ -1,8 +1,8 @@
-"""PPO, A2C, RLOO and REINFORCE with a KL penalty: one trainer, the advantage estimator is a parameter (docs/ppo.md).
+"""PPO, A2C, REINFORCE, RLOO and GRPO with a KL penalty: one trainer, the method names its advantages (docs/ppo.md).
 
 Papers: Schulman et al. 2017 (PPO); Ziegler et al. 2019 and Ouyang et al. 2022 (language models); Huang et al. 2024 (details);
-Ahmadian et al. 2024 (RLOO). A step is a pure function of the state before it, the seed and its number, so a run that was
-killed goes on from its newest checkpoint to the same bits.
+Ahmadian et al. 2024 (RLOO); Shao et al. 2024 (GRPO's advantage). A step is a pure function of the state before it, the seed and
+its number, so a run that was killed goes on from its newest checkpoint to the same bits.
 """
 
 from __future__ import annotations

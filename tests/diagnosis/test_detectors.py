@@ -99,6 +99,13 @@ def test_a_near_miss_is_none(columns: dict[str, Any]) -> None:
     assert ppo(on_policy(**columns)) == {}
 
 
+def test_a_method_without_a_critic_has_no_value_function() -> None:
+    """A2C's critic is watched, RLOO's loss of values that it does not have is not."""
+    wrong = on_policy(**{"loss/value": 3.0})
+    assert set(ppo(wrong, method="a2c")) == {"D16"}
+    assert ppo(wrong, method="rloo") == {}
+
+
 def test_kl_against_a_target() -> None:
     """Target 2: above 4 for 3 of 5 is an alarm that raises beta; above 10 rolls back."""
     found = ppo(on_policy(**{"objective/kl": at(10, 4.5, 2.0)}), kl_target=2.0)["D4"]
@@ -190,6 +197,7 @@ def test_chosen_answers_become_unlikely() -> None:
     found = of("offline", offline(**fallen), {"beta": 0.1})["D17"]
     assert (found.first_step, found.level) == (14, "alarm")
     assert found.value == pytest.approx(0.25)
+    assert of("offline", offline(**fallen), {"beta": 0.1, "method": "orpo"}) == {}, "its rewards are no ratios to a reference"
     assert of("offline", offline(**(fallen | {"rewards/margins": -0.1})), {"beta": 0.1}) == {}, "no margin grows"
     slight = {"rewards/chosen": at(10, -0.3, 0.0, 30), "logps/chosen": at(10, -23.0, -20.0, 30)}
     assert of("offline", offline(**slight), {"beta": 0.1}) == {}

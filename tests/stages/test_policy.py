@@ -1,4 +1,4 @@
-"""The policy stage: both methods on a small model through their own inputs, files as the next stages read them."""
+"""The policy stage: every kind of method on a small model through their own inputs, files as the next stages read them."""
 
 import shutil
 from pathlib import Path
@@ -29,6 +29,15 @@ PPO: dict[str, Any] = SMALL | {
     "steps": 2,
     "mini_batch_size": 8,
     "generation": {"max_new_tokens": 5, "batch_size": 8},
+}
+
+
+REJECTION: dict[str, Any] = SMALL | {
+    "method": "rejection",
+    "learns_from": "artifacts/reward",
+    "answers": 3,
+    "num_train_epochs": 2,
+    "generation": {"max_new_tokens": 5, "batch_size": 4},
 }
 
 
@@ -96,7 +105,18 @@ def length(prompts: list[str], answers: list[str]) -> list[float]:
     return [float(len(answer)) for answer in answers]
 
 
-@pytest.mark.parametrize(("entry", "column"), [(DPO, "rewards/margins"), (PPO, "objective/kl")])
+@pytest.mark.parametrize(
+    ("entry", "column"),
+    [
+        (DPO, "rewards/margins"),
+        (DPO | {"method": "orpo"}, "nll_loss"),
+        (DPO | {"method": "kto"}, "kl"),
+        (PPO, "objective/kl"),
+        (PPO | {"method": "grpo", "samples_per_prompt": 2}, "objective/kl"),
+        (REJECTION, "loss"),
+    ],
+    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+)
 def test_a_policy_is_a_plain_folder_with_its_history(root: Path, entry: dict[str, Any], column: str) -> None:
     figures = policy.run(_context(root, entry))
     assert figures["steps"] >= 2
@@ -114,7 +134,9 @@ def test_a_policy_is_a_plain_folder_with_its_history(root: Path, entry: dict[str
     ("entry", "expected"),
     [
         (DPO | {"learns_from": "artifacts/reward"}, "the method dpo learns from artifacts/preferences/pairs.parquet"),
+        (DPO | {"method": "kto", "learns_from": "artifacts/reward"}, "parquet or artifacts/prepared/labels.parquet"),
         (PPO | {"learns_from": "artifacts/prepared/prompts.parquet"}, "the method ppo learns from artifacts/reward"),
+        (REJECTION | {"learns_from": "artifacts/prepared/prompts.parquet"}, "the method rejection learns from artifacts/reward"),
     ],
 )
 def test_a_method_is_told_what_it_learns_from(root: Path, entry: dict[str, Any], expected: str) -> None:

@@ -56,9 +56,7 @@ def history(task: Any) -> pd.DataFrame:
     return pd.read_parquet(task.out / "history.parquet")
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"precision": "bf16"}, {"adapter": "none"}, {"estimator": "rloo", "samples_per_prompt": 2}]
-)
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"adapter": "none"}, {"method": "rloo", "samples_per_prompt": 2}])
 def test_first_mini_batch_is_on_policy(sft: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Before any update the ratio is 1, approx-KL 0 and the clip fraction 0; the policy is the reference, so KL is 0."""
     task = job(sft, tmp_path, params(steps=2, micro_batch_size=8, mini_batch_size=8, **changes))

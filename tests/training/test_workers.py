@@ -15,7 +15,7 @@ from pipelines import config
 from pipelines.context import Worker
 from pipelines.data.tables import read_table
 from pipelines.journal import Journal
-from pipelines.training import dpo, reward, sft
+from pipelines.training import dpo, orpo, reward, sft
 from tests import small
 from tests.training import helpers
 
@@ -40,7 +40,9 @@ def _job(kind: str, folder: Path, name: str) -> Any:
     if kind == "reward":
         training = config.Reward(**COMMON, layers=2, num_train_epochs=2, eval_steps=2, early_stopping_patience=9)
         return reward.Job(model, helpers.pairs(folder), out, scratch, training, 7)
-    entry = config.Dpo(**COMMON, method="dpo", learns_from="pairs.parquet", num_train_epochs=2)
+    entry: Any = config.Dpo(**COMMON, method="dpo", num_train_epochs=2)
+    if kind == "orpo":
+        entry = config.Orpo(**COMMON, method="orpo", num_train_epochs=2)
     return dpo.Job(model, helpers.pairs(folder), out, scratch, entry, 7)
 
 
@@ -63,7 +65,8 @@ def _on_two(train: Callable[[Any, Worker], None], job: Any, journal: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "train"), [("sft", sft.train), ("packed", sft.train), ("reward", reward.train), ("dpo", dpo.train)]
+    ("kind", "train"),
+    [("sft", sft.train), ("packed", sft.train), ("reward", reward.train), ("dpo", dpo.train), ("orpo", orpo.train)],
 )
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, kind: str, train: Callable[[Any, Worker], None]) -> None:
     alone, together = _job(kind, tmp_path, "alone"), _job(kind, tmp_path, "together")

@@ -131,7 +131,7 @@ def beta_at(reference: torch.Tensor, distance: float) -> float:
 
 
 def params(beta: float, **changes: Any) -> Ppo:
-    """Settings under which the toy converges in seconds; the estimator and what belongs to it come in ``changes``."""
+    """Settings under which the toy converges in seconds; the method and what belongs to it come in ``changes``."""
     common = {
         "method": "ppo",
         "adapter": "none",
@@ -153,10 +153,10 @@ def params(beta: float, **changes: Any) -> Ppo:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "ppo": {"estimator": "gae", "ppo_epochs": 2, "steps": 240},
-    "a2c": {"estimator": "gae", "ppo_epochs": 1, "cliprange": 0.0, "cliprange_value": 0.0},
-    "rloo": {"estimator": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 128},
-    "reinforce": {"estimator": "reinforce", "ppo_epochs": 1},
+    "ppo": {"ppo_epochs": 2, "steps": 240},
+    "a2c": {"method": "a2c"},
+    "rloo": {"method": "rloo", "ppo_epochs": 1, "samples_per_prompt": 4, "batch_size": 128},
+    "reinforce": {"method": "reinforce", "ppo_epochs": 1},
 }
 
 
