@@ -7,6 +7,7 @@ enters what is hashed; everything else defines the result.
 from __future__ import annotations
 
 import difflib
+import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,26 +18,21 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.config.base import Base, Scratch
 from pipelines.config.data import Prepare
-from pipelines.config.policies import AnyPolicy, Dpo, Ppo, RewardTerm, Scorer
+from pipelines.config.judges import Classifier, Constitution, Endpoint, Judge, Member, SavedReward, Scorer
+from pipelines.config.policies import AnyPolicy, Dpo, HeldOut, Ppo, RewardTerm
 from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
 from pipelines.config.training import Generation, Reward, Sft, Training
 from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
 from pipelines.errors import ConfigurationError
 
 __all__ = [
-    "NAME", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation", "Judge", "Params", "Positive",
-    "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Report", "Reward", "RewardTerm", "Runtime", "Scratch", "Section",
-    "Sft", "Suite", "Training", "load",
+    "NAME", "PARAMS", "AnyPolicy", "Base", "Classifier", "Constitution", "Count", "Dpo", "Endpoint", "Evaluate", "Fraction",
+    "Generation", "HeldOut", "Judge", "Member", "Params", "Positive", "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime",
+    "Report", "Reward", "RewardTerm", "Runtime", "SavedReward", "Scorer", "Scratch", "Section", "Sft", "Suite", "Training",
+    "load",
 ]  # fmt: skip
 
 PARAMS = Path("params.yaml")
-
-
-class Judge(Scorer):
-    """The judge that labels pairs. ``lexicon`` is VADER's compound score: a gold judge, because it is known exactly."""
-
-    kind: Literal["lexicon", "callable"] = "lexicon"
-    gold: bool = True
 
 
 class Preferences(Section):
@@ -147,7 +143,7 @@ class Params(Section):
         judge = self.preferences.judge
         for name, policy in self.policies.items():
             watching = policy.diagnosis.held_out if isinstance(policy, Ppo) else None
-            if watching and judge.gold and (watching.kind, watching.callable) == (judge.kind, judge.callable):
+            if watching and judge.gold and watching.content == judge.content:
                 raise ValueError(
                     f"policies.{name}.diagnosis.held_out is the gold judge (preferences.judge): acting on gold would train on"
                     " the answer; name another judge, or leave held_out out"
@@ -204,9 +200,16 @@ def _fields_at(where: list[str]) -> list[str]:
     if where[:1] == ["policies"] and len(where) >= 3:
         model, where = methods[where[2]], where[3:]
     for part in where:
-        named = typing.get_args(model)  # a mapping of names to sections: the name leads to the section
-        model = named[1] if named else model.model_fields[part].annotation
+        named = typing.get_args(model)  # a mapping or a list of sections: the name or number leads to the section
+        model = _present(named[-1] if named else model.model_fields[part].annotation)
     return list(model.model_fields)
+
+
+def _present(annotation: Any) -> Any:
+    """The section itself of one that may be left out."""
+    if isinstance(annotation, types.UnionType):
+        return next(kind for kind in typing.get_args(annotation) if kind is not types.NoneType)
+    return annotation
 
 
 def _dotted(where: list[str]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pipelines.config import Dpo, Judge, Ppo, RewardTerm
+from pipelines.config import Dpo, HeldOut, Judge, Ppo, RewardTerm
 from pipelines.context import Context, seed_for
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, whole_file
@@ -59,7 +59,7 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
         out=ctx.out(f"policies/{ctx.name}"),
         scratch=ctx.scratch,
         plot=ctx.out(f"plots/{ctx.name}.csv"),
-        held_out=_held_out(entry),
+        held_out=_held_out(ctx, entry),
     )
     ctx.cluster.train(ppo.train, job, ctx.scratch)
 
@@ -69,19 +69,23 @@ def _terms(ctx: Context, entry: Ppo) -> tuple[Term, ...]:
 
     def source(term: RewardTerm) -> LearnedReward | JudgeReward:
         if term.kind != "model":
-            return JudgeReward(Judge(kind=term.kind, callable=term.callable))
+            return JudgeReward(_judge(term), ctx.root)
         sft, size = ctx.artifacts / "sft" / "model", entry.generation.batch_size
         return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
 
     return tuple(Term(term.name, term.weight, source(term)) for term in entry.rewards)
 
 
-def _held_out(entry: Ppo) -> Term | None:
+def _held_out(ctx: Context, entry: Ppo) -> Term | None:
     """The judge that watches, where the entry names one."""
     from pipelines.training.rewards import JudgeReward, Term
 
     watching = entry.diagnosis.held_out
-    return Term("held_out", 1.0, JudgeReward(Judge(kind=watching.kind, callable=watching.callable))) if watching else None
+    return Term("held_out", 1.0, JudgeReward(_judge(watching), ctx.root)) if watching else None
+
+
+def _judge(scorer: RewardTerm | HeldOut) -> Judge:
+    return Judge(kind=scorer.kind, callable=scorer.callable, classifier=scorer.classifier)
 
 
 def _dpo(ctx: Context, entry: Dpo) -> None:
