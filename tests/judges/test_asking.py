@@ -14,9 +14,8 @@ from pipelines.judges import asking, make_judge
 from tests.judges import models
 from tests.stages.local import Here
 
-ANSWERS = [
-    f"{word} {'so ' * (number % 5)}" for number, word in enumerate("blow rage sweet night crack winds creeps pace".split())
-]
+WORDS = ["blow", "rage", "sweet", "night", "crack", "winds", "creeps", "pace"]
+ANSWERS = [f"{word} {'so ' * (number % 5)}" for number, word in enumerate(WORDS)]
 PROMPTS = [""] * len(ANSWERS)
 
 

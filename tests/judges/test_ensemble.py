@@ -48,8 +48,8 @@ def test_the_mean_of_standardised_scores_by_hand(project: Path) -> None:
     assert name_of(_of("letters", "tens")) == "ensemble"
 
 
-def test_kinds_may_differ(project: Path) -> None:
-    """VADER of the references is 0 for both, so it cannot be standardised here; with one kind word among them it can."""
+def test_a_member_that_tells_no_references_apart_is_refused(project: Path) -> None:
+    """VADER's score of both references is 0."""
     mixed = Judge(kind="ensemble", ensemble=[{"kind": "callable", "callable": "measure:letters"}, {"kind": "lexicon"}])
     with pytest.raises(DataError, match="judge lexicon: gives all 2 reference answers the same score"):
         make_judge(mixed, project)(["", ""], ["a", "b"])
