@@ -18,7 +18,7 @@ PLACE = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOT
 
 def main() -> None:
     """Renew every table in place."""
-    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "judges.md"):
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -219,10 +219,29 @@ def over_optimisation() -> str:
     return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
 
 
+def judges() -> str:
+    """SmolLM2 as the judge of a constitution: a row what the harsh answer says to it."""
+    result = _load("judges")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = ["| the harsh answer goes on with | agrees, one order | agrees, both orders | position bias (nats) "
+            "| decided by position | mean preference (nats) |", "|" + "---|" * 6]  # fmt: skip
+    for said, found in result["compared"].items():
+        shown = f"`{json.dumps(said)[1:-1]}`" if said else "nothing"
+        rows.append(
+            f"| {shown} | {found['one_order']:.3f} | **{found['agreement']:.3f}** | {found['position_bias']:+.2f} "
+            f"| {found['position_decided']:.2f} | {found['preference']:.2f} |"
+        )
+    alone = (
+        f"Each answer alone (follows the principle, yes or no): the kind one scores higher in {result['alone']['agreement']:.3f}"
+    )
+    return "\n".join(rows) + f"\n\n{alone} of {result['pairs']} pairs. {_provenance(result)}\n"
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
-    "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation,
+    "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation, "judges": judges,
 }  # fmt: skip
 
 
