@@ -55,7 +55,8 @@ def run(ctx: Context) -> dict[str, float]:
 
     # 2. the judge scores them, or compares a prompt's answers two by two
     answers = pd.DataFrame(rows).merge(prompts[["id", "group", "split"]], left_on="prompt_id", right_on="id")
-    differences, figures = None, {}
+    differences: Differences | None = None
+    figures: dict[str, float] = {}
     if compares(settings.judge):
         answers["gold"] = float("nan")
         differences, figures = compared(ctx, answers)
