@@ -72,18 +72,22 @@ def open_replies(settings: Endpoint, root: Path, workers: int, sampling: dict[st
     known = _recorded(own) | (_recorded(root / settings.replies, settings.replies) if settings.replies else {})
     pace = Pace(settings.requests_per_minute / workers)
 
-    def reply(question: str) -> Reply:
-        request = {"model": settings.model, "messages": [{"role": "user", "content": question}], **sampling}
-        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-        if key not in known:
-            said = _read(_post(settings, request, pace), settings)
-            _record(own, {"key": key, "request": request, "reply": said})
-            known[key] = said
-        return known[key]
-
     def replies(questions: list[str]) -> list[Reply]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(reply, questions))
+        requests = [{"model": settings.model, "messages": [{"role": "user", "content": text}], **sampling} for text in questions]
+        keys = [hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest() for request in requests]
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+        if missing:
+            import httpx
+
+            with httpx.Client(timeout=settings.timeout) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+
+                def ask(key: str) -> None:
+                    said = _read(_post(client, settings, missing[key], pace), settings)
+                    _record(own, {"key": key, "request": missing[key], "reply": said})
+                    known[key] = said
+
+                list(pool.map(ask, missing))
+        return [known[key] for key in keys]
 
     return replies
 
@@ -104,7 +108,7 @@ class Pace:
         time.sleep(max(0.0, turn - time.monotonic()))
 
 
-def _post(settings: Endpoint, request: dict[str, Any], pace: Pace) -> Any:
+def _post(client: httpx.Client, settings: Endpoint, request: dict[str, Any], pace: Pace) -> Any:
     """The server's answer as JSON, after as many attempts as are allowed; waits double, or are what the server asks for.
 
     Raises EnvironmentFault where there is none, ConfigurationError for a request that the server refuses.
@@ -118,7 +122,7 @@ def _post(settings: Endpoint, request: dict[str, Any], pace: Pace) -> Any:
         pace.wait()
         wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
         try:
-            answer = httpx.post(url, json=request, headers=headers, timeout=settings.timeout)  # follows no redirect with the key
+            answer = client.post(url, json=request, headers=headers)  # follows no redirect, which could take the key elsewhere
             if answer.status_code == 200:
                 return answer.json()
             reason = f"{answer.status_code} {' '.join(answer.text.split())[:200]}"

@@ -85,7 +85,7 @@ def _held_out(ctx: Context, entry: Ppo) -> Term | None:
 
 
 def _judge(scorer: RewardTerm | HeldOut) -> Judge:
-    return Judge(kind=scorer.kind, callable=scorer.callable, classifier=scorer.classifier)
+    return Judge.model_validate(scorer.content)
 
 
 def _dpo(ctx: Context, entry: Dpo) -> None:

@@ -37,8 +37,8 @@ def test_scores_are_the_log_odds_of_transformers_own_pipeline(tmp_path: Path) ->
     place = models.classifier(tmp_path, labels=("harsh", "kind", "flat"))
     scores = make_judge(_judge(place, batch_size=3), tmp_path)([""] * len(TEXTS), TEXTS)
     classify = pipeline("text-classification", model=str(tmp_path / place), top_k=None)
-    for text, score in zip(TEXTS, scores, strict=True):
-        p = {found["label"]: found["score"] for found in classify(text or " ")}["kind"]
+    for found, score in zip(classify([text or " " for text in TEXTS]), scores, strict=True):
+        p = {label["label"]: label["score"] for label in found}["kind"]
         assert score == pytest.approx(math.log(p / (1 - p)), abs=1e-3)
     assert len(set(scores)) == len(TEXTS)
 

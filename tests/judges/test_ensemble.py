@@ -31,7 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     same = {"template": "plain", "source": "test", "group": "lear"}
     rows = [{"id": f"q{n}", "prompt": "LEAR:", "reference": "a" * n, "split": split} | same
             for n, split in ((1, "train"), (3, "train"), (40, "test"))]  # fmt: skip
-    write_table(pd.DataFrame(rows), tmp_path / "artifacts/prepared/prompts.parquet", PROMPTS)
+    write_table(pd.DataFrame(rows)[list(PROMPTS.columns)], tmp_path / "artifacts/prepared/prompts.parquet", PROMPTS)
     return tmp_path
 
 
