@@ -29,9 +29,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(callables, "ROOT", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     same = {"template": "plain", "source": "test", "group": "lear"}
-    rows = [{"id": f"q{n}", "prompt": "LEAR:", "reference": "a" * n, "split": split} | same
-            for n, split in ((1, "train"), (3, "train"), (40, "test"))]  # fmt: skip
-    write_table(pd.DataFrame(rows)[list(PROMPTS.columns)], tmp_path / "artifacts/prepared/prompts.parquet", PROMPTS)
+    rows = [
+        {"id": f"q{letters}", "prompt": f"LEAR: {letters}", "reference": "a" * letters} | same | {"split": split}
+        for letters, split in ((1, "train"), (3, "train"), (40, "test"))
+    ]
+    write_table(pd.DataFrame(rows), tmp_path / "artifacts/prepared/prompts.parquet", PROMPTS)
     return tmp_path
 
 

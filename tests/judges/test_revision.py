@@ -77,8 +77,8 @@ def test_the_command_writes_demonstrations_that_prepare_reads(tmp_path: Path) ->
 
     small.model_folder(tmp_path / "artifacts/sft/model")
     same = {"reference": " end.", "template": "plain", "source": "test", "group": "lear"}
-    rows = [{"id": f"q{n}", "prompt": f"LEAR: {n}", "split": "train" if n < 3 else "test"} | same for n in range(4)]
-    write_table(pd.DataFrame(rows)[list(PROMPTS.columns)], tmp_path / "artifacts/prepared/prompts.parquet", PROMPTS)
+    rows = [{"id": f"q{n}", "prompt": f"LEAR: {n}"} | same | {"split": "train" if n < 3 else "test"} for n in range(4)]
+    write_table(pd.DataFrame(rows), tmp_path / "artifacts/prepared/prompts.parquet", PROMPTS)
     constitution = {"principles": models.principles(tmp_path), "model": models.language_model(tmp_path), "precision": "float32"}
     params = _params(tmp_path, kind="constitution", gold=False, constitution=constitution)
     found = command.revised(tmp_path, params, limit=0)
