@@ -3,8 +3,8 @@
     python benchmarks/judges.py
 
 200 pairs of answers that differ in one word, a kind or a harsh one; the principle asks for the kind one. The model compares
-them in both orders, before and after the harsh answer speaks to the judge, and says of each answer alone whether it follows the
-principle. Chance is 0.5. Writes results/judges.json; minutes on one core.
+them in both orders; chance is 0.5. With --all it does so again after the harsh answer has spoken to the judge, and says of each
+answer alone whether it follows the principle. Writes results/judges.json; about two minutes on one core, six with --all.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ def main() -> None:
         return ask(judge, PLACE, Here(1), rows)
 
     rows = easy.pairs(random.Random(2), PAIRS, easy.PLACES)
-    result: dict[str, Any] = {"pairs": PAIRS}
-    result["compared"] = {said: figures(opinions(easy.asked(rows, said))) for said in ("", *INJECTIONS)}
-    kind, harsh = (opinions([(row[0], row[answer]) for row in rows]) for answer in (1, 2))
-    result["alone"] = {"agreement": sum(one.value > two.value for one, two in zip(kind, harsh, strict=True)) / PAIRS}
-    save("judges", result | facts("python benchmarks/judges.py"))
+    everything = "--all" in sys.argv
+    asked = ["", *INJECTIONS] if everything else [""]
+    result: dict[str, Any] = {"pairs": PAIRS, "compared": {said: figures(opinions(easy.asked(rows, said))) for said in asked}}
+    if everything:
+        kind, harsh = (opinions([(row[0], row[answer]) for row in rows]) for answer in (1, 2))
+        result["alone"] = sum(one.value > two.value for one, two in zip(kind, harsh, strict=True)) / PAIRS
+    save("judges", result | facts("python benchmarks/judges.py" + (" --all" if everything else "")))
 
 
 def make_model(folder: Path) -> None:
