@@ -232,10 +232,10 @@ def judges() -> str:
             f"| {shown} | {found['one_order']:.3f} | **{found['agreement']:.3f}** | {found['position_bias']:+.2f} "
             f"| {found['position_decided']:.2f} | {found['preference']:.2f} |"
         )
-    alone = (
-        f"Each answer alone (follows the principle, yes or no): the kind one scores higher in {result['alone']['agreement']:.3f}"
-    )
-    return "\n".join(rows) + f"\n\n{alone} of {result['pairs']} pairs. {_provenance(result)}\n"
+    alone = ""
+    if "alone" in result:
+        alone = f"Each answer alone (does it follow the principle?): the kind one scores higher in {result['alone']:.3f}. "
+    return "\n".join(rows) + f"\n\n{result['pairs']} pairs. {alone}{_provenance(result)}\n"
 
 
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
