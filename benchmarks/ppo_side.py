@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,58 @@ def ours(settings: dict[str, Any], place: Path) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
     lines = [json.loads(line)["timings"] for line in journal.read_text().splitlines()]
     phases = [{name: line[f"seconds/{name}"] for name in ("rollout", "score", "update")} for line in lines if line]
-    return {"seconds": seconds, "phases": phases}
+    return {"seconds": seconds, "phases": phases, "peak_rss_bytes": peak(), "floor": floor(settings, place)}
+
+
+def floor(settings: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Seconds that a step's matrix products alone would take at the rate that this machine reaches on one of their shape.
+
+    Operations: 2 a weight and token forwards, 4 backwards (2 where the weights are frozen, LoRA). The head reads the answers
+    alone. Sampling also reads all weights once a token: it takes the longer of its products and of that reading.
+    """
+    import torch
+
+    from pipelines.models.loading import load_causal_lm
+
+    model, ours_ = load_causal_lm(place / "model"), settings["ours"]
+    half, lora, shared = ours_["precision"] == "bf16", ours_["adapter"] == "lora", ours_["critic"] == "shared"
+    kind = torch.bfloat16 if half else torch.float32
+    trunk = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    head = model.get_input_embeddings().weight.numel()
+    answers = settings["batch"] * settings["response"]
+    tokens = settings["batch"] * len(settings["prompts"][0]) + answers
+    width, inner = model.config.hidden_size, model.config.intermediate_size
+    rows, weights = torch.randn(tokens, width, dtype=kind), torch.randn(width, inner, dtype=kind)
+    operations = 2.0 * tokens * width * inner / best(lambda: rows @ weights)
+    block = torch.empty(2**26)
+    bandwidth = block.numel() * 4 / best(lambda: block.sum())
+    once = 2.0 * (trunk * tokens + head * answers) / operations  # all of one forward pass
+    back = (1.0 if lora else 2.0) * once
+    reading = settings["response"] * (trunk + head) * (2 if half else 4) / bandwidth
+    critic = 0.0 if shared else 2.0 * trunk * tokens / operations
+    return {
+        "operations_per_second": operations, "bytes_per_second": bandwidth,
+        "seconds": {
+            "rollout": max(once, reading),
+            "score": 2 * once + 2.0 * trunk * tokens / operations + critic,  # policy, reference, reward model, critic
+            "update": settings["epochs"] * (once + back + 3 * critic),
+        },
+    }  # fmt: skip
+
+
+def peak() -> int:
+    """The largest memory that this process has had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def best(work: Callable[[], Any], repeats: int = 20) -> float:
+    """The shortest of some repeats, in seconds."""
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def peer(settings: dict[str, Any], place: Path) -> dict[str, Any]:
@@ -84,5 +136,4 @@ def peer(settings: dict[str, Any], place: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     side, file = sys.argv[1], Path(sys.argv[2])
     result = {"ours": ours, "peer": peer}[side](json.loads(file.read_text()), file.parent)
-    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print("RESULT " + json.dumps(result))
+    print("RESULT " + json.dumps({"peak_rss_bytes": peak()} | result))

@@ -123,6 +123,14 @@ def ppo() -> str:
             f"| {name} | {rate['ours']:.2f} | {rate['peer']:.2f} | **{case['speed']:.2f}** | {memory['ours'] / 1e9:.2f} "
             f"| {memory['peer'] / 1e9:.2f} | **{case['memory']:.2f}** | {rest:.1%} |"
         )
+    phases = ("rollout", "score", "update")
+    rows += ["", f"| a step of ours (s) | {' | '.join(phases)} | floor of each | times the floor |", "|" + "---|" * 6]
+    for name, case in result["cases"].items():
+        runs = case["runs"]["ours"]
+        spent = [statistics.median(step[phase] for run in runs for step in run["phases"][1:]) for phase in phases]
+        floor = [statistics.median(run["floor"]["seconds"][phase] for run in runs) for phase in phases]
+        cells = [*(f"{seconds:.2f}" for seconds in spent), ", ".join(f"{seconds:.2f}" for seconds in floor)]
+        rows.append(f"| {name} | {' | '.join(cells)} | {sum(spent) / sum(floor):.1f} |")
     return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
 
 

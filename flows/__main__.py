@@ -72,7 +72,11 @@ def parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="two models' answers to the held-out prompts, head to head")
     compare.add_argument(
-        "models", nargs=2, metavar="MODEL", type=_model, help="a policy of params.yaml, sft, base or a model folder"
+        "models",
+        nargs=2,
+        metavar="MODEL",
+        type=_model,
+        help="a policy of params.yaml, sft, base, a model folder or a version (models:/NAME@champion)",
     )
     compare.add_argument(
         "--judge", default="gold", metavar="JUDGE", type=_judge,
@@ -137,7 +141,9 @@ def _history(what: str) -> str:
 
 
 def _model(name: str) -> str:
-    """A model's name as it is; a folder of the caller's made absolute."""
+    """A model's name or a version as it is; a folder of the caller's made absolute."""
+    if name.startswith("models:/"):
+        return name
     return os.path.abspath(name) if os.sep in name or name in (".", "..") else name
 
 
@@ -270,17 +276,33 @@ def do_generate(root: Path, options: argparse.Namespace) -> int:
 
 
 def do_compare(root: Path, options: argparse.Namespace) -> int:
-    """Hand over to ``python -m pipelines compare``, which loads the models."""
+    """Hand over to ``python -m pipelines compare``, which loads the models; registered versions as folders."""
     import subprocess
+    import tempfile
 
     from tasks import repository
 
-    command = [sys.executable, "-m", "pipelines", "compare", *options.models, "--judge", options.judge]
-    with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            return child.wait() or 130
+    with tempfile.TemporaryDirectory(prefix="prefloop-") as spare:
+        models = [_folder_of_version(root, model, Path(spare)) for model in options.models]
+        command = [sys.executable, "-m", "pipelines", "compare", *models, "--judge", options.judge]
+        with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                return child.wait() or 130
+
+
+def _folder_of_version(root: Path, model: str, spare: Path) -> str:
+    """``models:/NAME@champion`` or ``models:/NAME/3`` as a folder that is named after the version; others as they are."""
+    if not model.startswith("models:/"):
+        return model
+    from tasks import registry
+
+    office = registry.opened(root)
+    version = office.registry.version(model)
+    named = spare / f"version-{version.number}"
+    named.symlink_to(registry.folder_of(office, version, spare / "fetched").resolve())
+    return str(named)
 
 
 def do_revise(root: Path, options: argparse.Namespace) -> int:

@@ -55,6 +55,8 @@ def train(only: tuple[str, ...] = (), force: bool = False, root: str = ".") -> l
             return run_stage.submit(planned.stage, str(folder), planned.action, force, wait_for=before, return_state=False)
 
         results = walk(plan, params.runtime.parallel_stages, submit)
+        if params.runtime.parallel_stages > 1:
+            versions.order_lock(folder)
 
     # 4. what people look at, when it belongs to what is there now
     if any(result["stage"] == publish.LAST for result in results):

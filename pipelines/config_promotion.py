@@ -38,7 +38,8 @@ class Promotion(_Section):
 
     ``min_win_rate``: the lower end of the 95 % interval of the head-to-head win rate must lie above it (against the SFT
     model where there is no champion yet). ``max_kl``: nats a sequence to the SFT model. ``min_pair_accuracy`` and
-    ``max_log_loss`` (nats; ln 2 is a coin's): the reward model on held-out pairs, its order and its calibration.
+    ``max_log_loss`` (nats; ln 2 is a coin's): the reward model on held-out pairs. ``max_calibration_error``: its expected
+    calibration error there; what as many pairs of a perfectly calibrated model show by chance is allowed in any case.
     ``regressions``: metric -> by how much the challenger may be worse than the champion; a leading ``-`` in the metric's
     name says that less is better. ``max_group_loss``: no group of prompts with ``min_group_prompts`` or more may surely
     lose by this much (upper end of its win rate's interval below 0.5 - it).
@@ -48,6 +49,7 @@ class Promotion(_Section):
     max_kl: Ceiling | None = 20.0
     min_pair_accuracy: Share | None = 0.55
     max_log_loss: Ceiling | None = 0.6931
+    max_calibration_error: Share | None = 0.1
     regressions: dict[str, Annotated[float, Field(ge=0.0)]] = {"eos_rate": 0.1, "distinct_2": 0.1}
     max_group_loss: Share | None = 0.0
     min_group_prompts: Whole = 10

@@ -48,6 +48,7 @@ def judged(settings: Promotion, seen: Evidence) -> list[Gate]:
         _at_most("KL to the SFT model (nats a sequence)", seen.metrics.get("kl"), settings.max_kl),
         _at_least("reward model: held-out pairs in order", seen.reward.get("pair_accuracy"), settings.min_pair_accuracy),
         _at_most("reward model: log loss on held-out pairs", seen.reward.get("log_loss"), settings.max_log_loss),
+        _calibration(settings, seen),
         *_regressions(settings, seen),
         _groups(settings, seen),
         *(_findings(seen) if settings.checks else []),
@@ -57,6 +58,12 @@ def judged(settings: Promotion, seen: Evidence) -> list[Gate]:
         _nothing("manifest", seen.manifest, "every sha256 as registered"),
     ]
     return [gate for gate in gates if gate is not None]
+
+
+def _calibration(settings: Promotion, seen: Evidence) -> Gate | None:
+    bound, noise = settings.max_calibration_error, seen.reward.get("calibration_noise") or 0.0
+    error = seen.reward.get("calibration_error")
+    return _at_most("reward model: calibration error on held-out pairs", error, None if bound is None else max(bound, noise))
 
 
 def _regressions(settings: Promotion, seen: Evidence) -> list[Gate]:

@@ -52,13 +52,18 @@ def summary(root: Path) -> str:
 
 
 def report(root: Path, mlflow_run: str, flow_run: str) -> Path | None:
-    """Write ``.runs/report/index.html``: the report with a box that says where it comes from. None without a report."""
+    """Write ``.runs/report/index.html``: the report, what has changed since the champion, and where it comes from.
+
+    None without a report.
+    """
+    from tasks import since
+
     source = root / "artifacts" / "report" / "index.html"
     if not source.exists():
         return None
     rows = lineage(root, mlflow_run or _recorded_run(root), flow_run)
     cells = "".join(f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in rows.items())
-    box = f'{seeds(root)}<section id="lineage"><h2>Where this page comes from</h2><dl>{cells}</dl></section>'
+    box = f'{seeds(root)}{since.section(root)}<section id="lineage"><h2>Where this page comes from</h2><dl>{cells}</dl></section>'
     before, mark, after = source.read_text(encoding="utf-8").rpartition("</body>")
     return _write(root, before + box + mark + after if mark else after + box)
 

@@ -99,6 +99,18 @@ def sources(root: Path) -> list[str]:
         return sorted(str(path) for path, dep in deps.items() if not _made_by_a_stage(dep, repo))
 
 
+def order_lock(root: Path) -> None:
+    """Put dvc.lock's entries in the order of the graph, as `dvc repro` alone leaves them: stages side by side end in any."""
+    from dvc.utils.serialize import modify_yaml
+
+    with repository.opened(root) as repo:
+        names = [stage.name for stage, _ in _ordered(repo)]
+        with modify_yaml(str(root / "dvc.lock")) as lock:
+            for name in names:
+                if name in lock["stages"]:
+                    lock["stages"].move_to_end(name)
+
+
 def _ordered(repo: Any) -> list[tuple[Any, tuple[str, ...]]]:
     """The stages with the names of what they wait for, in an order in which they can run: as in dvc.yaml where it allows."""
     graph = repo.index.graph

@@ -139,8 +139,14 @@ class Registry:
 
     def read(self, version: Version, file: str) -> bytes:
         """One small file that was registered with a version (``manifest.json``, ``lineage.json``)."""
+        from mlflow.exceptions import MlflowException
+
         with tempfile.TemporaryDirectory(prefix="prefloop-") as folder:
-            return self.fetch(version, Path(folder), file).read_bytes()
+            try:
+                return self.fetch(version, Path(folder), file).read_bytes()
+            except (MlflowException, OSError) as error:
+                reason = str(error).splitlines()[0][:200]
+                raise EnvironmentFault(f"{version.uri}: {file} is not in its artifacts ({reason})") from error
 
 
 def run_figures(root: Path, outs: str) -> dict[str, float]:

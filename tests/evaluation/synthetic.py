@@ -60,7 +60,10 @@ def write_run(root: Path, policies: dict[str, str], prompts: int = 64, nasty: bo
     reward = _falling(40, 0.69, 0.45)
     reward["eval_accuracy"] = [0.5 + 0.2 * (1 - math.exp(-i / 10)) if i % 10 == 9 else np.nan for i in range(40)]
     reward.to_parquet(_made(artifacts / "reward" / "history.parquet"))
-    write_json(artifacts / "reward" / "metrics.json", {"pair_accuracy": 0.725, "longer_wins": 0.5, "log_loss": 0.58})
+    write_json(
+        artifacts / "reward" / "metrics.json",
+        {"pair_accuracy": 0.725, "longer_wins": 0.5, "log_loss": 0.58, "calibration_error": 0.05},
+    )
     tokens = {"tokens_q00": 12.0, "tokens_q10": 18.0, "tokens_q50": 30.5, "tokens_q90": 39.0, "tokens_q100": 45.0}
     write_json(artifacts / "sft" / "metrics.json", {"eval_loss": 2.3} | tokens)
     write_table(scored_pairs(), artifacts / "evaluations" / "sft" / "pairs.parquet", SCORED_PAIRS)

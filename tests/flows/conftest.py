@@ -1,4 +1,4 @@
-"""One Prefect server for the whole session: the in-process flows and the command lines of the tests use it."""
+"""One Prefect server for all tests here: the in-process flows and the command lines of the tests use it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from tests.project import Project, environment_for, make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api() -> Iterator[str]:
-    """The address of a Prefect API with a database of its own."""
+    """The address of a Prefect API with a database of its own, which this process uses until the last test of the package."""
     from prefect.settings import get_current_settings
     from prefect.testing.utilities import prefect_test_harness
 

@@ -105,6 +105,18 @@ def test_independent_stages_run_side_by_side(project: Project) -> None:
     assert at["report", "start"] > max(at["side@left", "end"], at["side@right", "end"])
 
 
+def test_dvc_lock_does_not_tell_which_stage_ended_first(project: Project) -> None:
+    project.set("^runtime: {}", "runtime:\n  parallel_stages: 2")
+    project.tell("side@left", sleep=3)
+    assert project.train() == dict.fromkeys(STAGES, "ran")
+    ended = {name: at for name, _, at, what in project.events() if what == "end"}
+    assert ended["side@right"] < ended["side@left"]
+    lock = project.read("dvc.lock")
+    (project.folder / "dvc.lock").unlink()
+    project.dvc("repro", "--quiet")
+    assert project.read("dvc.lock") == lock
+
+
 def test_more_threads_than_cores_are_warned_of(project: Project) -> None:
     project.set("^runtime: {}", "runtime:\n  parallel_stages: 2\n  threads: 512")
     code, printed = project.prefloop("run", "--only", "first")

@@ -21,7 +21,7 @@ GOOD = Evidence(
     against="version 1",
     policy="ppo",
     metrics={"kl": 20.0, "win_rate_ci": [0.4, 0.6], "perplexity_ratio": 1.5, "distinct_2_ratio": 0.8},
-    reward={"pair_accuracy": 0.55, "log_loss": 0.6931},
+    reward={"pair_accuracy": 0.55, "log_loss": 0.6931, "calibration_error": 0.12, "calibration_noise": 0.12},
     doctor=[],
     lineage=[],
     manifest=[],
@@ -40,7 +40,7 @@ def with_(part: str, **values: Any) -> Evidence:
 def test_what_is_at_the_bound_passes() -> None:
     """But for the win rate, which must lie above it; a group too small to judge is left out."""
     assert failing(GOOD) == []
-    assert len(judged(SETTINGS, GOOD)) == 13
+    assert len(judged(SETTINGS, GOOD)) == 14
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,9 @@ def test_what_is_at_the_bound_passes() -> None:
         (with_("metrics", kl=float("nan")), "KL to the SFT model (nats a sequence)"),
         (with_("reward", pair_accuracy=0.54), "reward model: held-out pairs in order"),
         (with_("reward", log_loss=0.7), "reward model: log loss on held-out pairs"),
+        (with_("reward", calibration_error=0.13), "reward model: calibration error on held-out pairs"),
+        (with_("reward", calibration_noise=0.02), "reward model: calibration error on held-out pairs"),
+        (with_("reward", calibration_error=None), "reward model: calibration error on held-out pairs"),
         (with_("compared", challenger={"eos_rate": 0.79, "repetition": 0.1}), "eos_rate against version 1"),
         (with_("compared", challenger={"eos_rate": 0.9, "repetition": 0.11}), "repetition against version 1"),
         (with_("compared", challenger={"eos_rate": 0.9}), "repetition against version 1"),
@@ -72,6 +75,6 @@ def test_what_is_beyond_the_bound_fails(seen: Evidence, gate: str) -> None:
 
 
 def test_a_gate_may_be_left_out() -> None:
-    bare = Promotion(min_win_rate=None, max_kl=None, min_pair_accuracy=None, max_log_loss=None, regressions={},
-                     max_group_loss=None, checks=False)  # fmt: skip
+    bare = Promotion(min_win_rate=None, max_kl=None, min_pair_accuracy=None, max_log_loss=None, max_calibration_error=None,
+                     regressions={}, max_group_loss=None, checks=False)  # fmt: skip
     assert [gate.name for gate in judged(bare, GOOD)] == ["lineage", "manifest"]

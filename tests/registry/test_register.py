@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.__main__ import _folder_of_version, parser
 from flows.environment import free_port
 from pipelines.errors import ConfigurationError, DataError
 from tasks import registry
@@ -187,3 +188,17 @@ def test_mlflow_serves_it(project: Project) -> None:
         os.killpg(server.pid, 15)
         server.wait(20)
         shutil.rmtree(project.folder / "mlruns", ignore_errors=True)
+
+
+def test_a_version_is_compared_as_a_folder_that_is_named_after_it(project: Project, tmp_path: Path) -> None:
+    office = registry.opened(project.folder)
+    registry.register(office, "ppo")
+    asked = parser().parse_args(["compare", "ppo", "models:/prefloop/1"]).models
+    assert asked == ["ppo", "models:/prefloop/1"]
+    assert _folder_of_version(project.folder, "ppo", tmp_path) == "ppo"
+    folder = Path(_folder_of_version(project.folder, "models:/prefloop/1", tmp_path))
+    assert folder.name == "version-1"
+    trained = project.folder / "artifacts/policies/ppo/model/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == trained.read_bytes()
+    with pytest.raises(ConfigurationError, match="no such version; versions: 1"):
+        _folder_of_version(project.folder, "models:/prefloop@champion", tmp_path)
