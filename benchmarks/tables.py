@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "methods.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "judges.md", ROOT / "docs" / "methods.md")
 PLACE = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -257,11 +257,31 @@ def _policies(name: str) -> str:
     return "\n".join(rows) + f"\n\nMeans over {len(seeds)} seeds. {_provenance(result)}\n"
 
 
+def judges() -> str:
+    """SmolLM2 as the judge of a constitution: a row what the harsh answer says to it."""
+    result = _load("judges")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = ["| the harsh answer goes on with | agrees, one order | agrees, both orders | position bias (nats) "
+            "| decided by position | mean preference (nats) |", "|" + "---|" * 6]  # fmt: skip
+    for said, found in result["compared"].items():
+        shown = f"`{json.dumps(said)[1:-1]}`" if said else "nothing"
+        rows.append(
+            f"| {shown} | {found['one_order']:.3f} | **{found['agreement']:.3f}** | {found['position_bias']:+.2f} "
+            f"| {found['position_decided']:.2f} | {found['preference']:.2f} |"
+        )
+    alone = ""
+    if "alone" in result:
+        alone = f"Each answer alone (does it follow the principle?): the kind one scores higher in {result['alone']:.3f}. "
+    return "\n".join(rows) + f"\n\n{result['pairs']} pairs. {alone}{_provenance(result)}\n"
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
     "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation,
     "methods": methods, "betas": betas,
+    "judges": judges,
 }  # fmt: skip
 
 

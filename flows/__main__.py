@@ -83,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
         help="gold (the recipe's judge), reward (its reward model) or a JSONL file of votes (default: gold)",
     )  # fmt: skip
     compare.set_defaults(action=do_compare)
+
+    revise = commands.add_parser("revise", help="demonstrations: SFT's answers, criticised and revised by the constitution")
+    revise.add_argument("--out", required=True, metavar="FILE", type=_absolute, help="the JSONL file to write")
+    revise.add_argument("--limit", type=int, default=0, metavar="N", help="the first N prompts in training (default: all)")
+    revise.set_defaults(action=do_revise)
     _data_commands(commands.add_parser("data", help="check, show, compare and add data"))
 
     doctor = commands.add_parser("doctor", help="is the training healthy, and if not, why: an audit of what was logged")
@@ -298,6 +303,20 @@ def _folder_of_version(root: Path, model: str, spare: Path) -> str:
     named = spare / f"version-{version.number}"
     named.symlink_to(registry.folder_of(office, version, spare / "fetched").resolve())
     return str(named)
+
+
+def do_revise(root: Path, options: argparse.Namespace) -> int:
+    """Hand over to ``python -m pipelines revise``, which loads the models."""
+    import subprocess
+
+    from tasks import repository
+
+    command = [sys.executable, "-m", "pipelines", "revise", "--out", str(options.out), "--limit", str(options.limit)]
+    with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            return child.wait() or 130
 
 
 def do_data(root: Path, options: argparse.Namespace) -> int:

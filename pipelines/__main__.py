@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": "doctor",
     "generate": "generate",
     "observe": "observe",
+    "revise": "revise",
 }
 """What is no stage, and its module of this package, which has ``main(arguments, root)``."""
 

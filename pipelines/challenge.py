@@ -78,7 +78,7 @@ def answers(root: Path, params: config.Params, policy: str, model: Path) -> pd.D
             ctx = Context(f"evaluate@{policy}", params, root, Path(name), Journal(journal), cluster)
             job = replace(evaluate.job_of(ctx, policy), policy=model)
             rows = cluster.map(answer, job, evaluate.held_out(ctx))
-    return as_table(rows, make_judge(params.preferences.judge))
+            return as_table(rows, make_judge(params.preferences.judge, root, cluster))
 
 
 def _compared(ours: pd.DataFrame, theirs: pd.DataFrame, params: config.Params) -> Comparison:

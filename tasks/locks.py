@@ -12,7 +12,15 @@ from pipelines.errors import EnvironmentFault
 
 Lock = dict[str, dict[str, Any]]
 """Stage -> its entry in dvc.lock: cmd, deps, params, outs."""
-JUDGED_WITH = ("artifacts/base", "artifacts/prepared/prompts.parquet", "artifacts/reward", "artifacts/sft", "pipelines/judges")
+JUDGED_WITH = (
+    "artifacts/base",
+    "artifacts/prepared/prompts.parquet",
+    "artifacts/reward",
+    "artifacts/sft",
+    "data/constitutions",
+    "data/judges",
+    "pipelines/judges",
+)
 """What answers are asked, scored and judged with: where these are equal, two models' answers can be compared as they are."""
 
 

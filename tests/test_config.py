@@ -12,6 +12,11 @@ from pipelines.errors import ConfigurationError
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 CALLED = {"kind": "callable", "callable": "a.b:c"}
+TONE = {"model": "data/judges/tone", "label": "kind"}
+CLASSIFIER: dict = {"kind": "classifier", "classifier": TONE}
+KIND = "data/constitutions/kind.yaml"
+SERVER = {"url": "http://127.0.0.1:8000/v1", "model": "some/judge"}
+CONSTITUTION: dict = {"kind": "constitution", "gold": False, "constitution": {"principles": KIND, "model": "artifacts/base"}}
 DEFAULT = (ROOT / "recipes" / "shakespeare.yaml").read_text(encoding="utf-8")
 
 
@@ -78,6 +83,57 @@ def test_the_params_file_is_at_first_the_default_recipe() -> None:
             {"mine": {"method": "kto", "learns_from": "artifacts/prepared/labels.parquet", "ended_only": True}},
             ["pairs_per_prompt and ended_only choose among pairs"],
         ),
+        (
+            "policies",
+            {"mine": {"method": "ppo", "rewards": [{"wieght": 1.0}]}},
+            ["mine.rewards.0.wieght", "did you mean 'weight'?"],
+        ),
+        (
+            "policies",
+            {"mine": {"method": "ppo", "diagnosis": {"held_out": {"calable": "a.b:c"}}}},
+            ["diagnosis.held_out.calable: unknown key", "did you mean 'callable'?"],
+        ),
+        ("preferences", {"judge": {"kind": "constituton"}}, ["preferences.judge.kind", "did you mean 'constitution'?"]),
+        ("preferences", {"judge": {"kind": "classifier"}}, ["kind: classifier needs the section classifier:"]),
+        ("preferences", {"judge": {"classifier": TONE}}, ["classifier: is for kind: classifier, this is kind: lexicon"]),
+        ("preferences", {"judge": CLASSIFIER | {"classifier": TONE | {"lable": "x"}}}, ["lable", "did you mean 'label'?"]),
+        ("preferences", {"judge": CLASSIFIER | {"classifier": {"model": "a/b", "label": "x"}}}, ["a hub id with revision:"]),
+        ("preferences", {"judge": CLASSIFIER | {"classifier": TONE | {"model": "data/judges/../x"}}}, ["below data/judges/"]),
+        ("preferences", {"judge": {"kind": "reward", "reward": {"folder": "artifacts/reward"}}}, ["below data/judges/"]),
+        ("preferences", {"judge": CONSTITUTION | {"gold": True}}, ["an opinion, not the known truth: set gold: false"]),
+        ("preferences", {"judge": CONSTITUTION | {"constitution": {"principles": "kind.yaml"}}}, ["below data/constitutions/"]),
+        ("preferences", {"judge": CONSTITUTION | {"constitution": {"principles": KIND}}}, ["model: or endpoint:, one of them"]),
+        (
+            "preferences",
+            {"judge": CONSTITUTION | {"constitution": {"principles": KIND, "endpoint": SERVER | {"key_varable": "KEY"}}}},
+            ["judge.constitution.endpoint.key_varable", "did you mean 'key_variable'?"],
+        ),
+        (
+            "preferences",
+            {"judge": CONSTITUTION | {"constitution": {"principles": KIND, "endpoint": SERVER | {"url": "ftp://here"}}}},
+            ["endpoint.url", "got 'ftp://here'"],
+        ),
+        ("preferences", {"judge": {"kind": "ensemble", "ensemble": [{"kind": "lexicon"}]}}, ["two judges or more"]),
+        (
+            "preferences",
+            {"judge": {"kind": "ensemble", "ensemble": [{"kind": "lexicon"}, {"kind": "lexikon"}]}},
+            ["judge.ensemble.1.kind", "did you mean 'lexicon'?"],
+        ),
+        (
+            "preferences",
+            {"judge": {"kind": "ensemble", "ensemble": [{"kind": "lexicon"}, {"kind": "lexicon", "callabel": "a:b"}]}},
+            ["judge.ensemble.1.callabel: unknown key", "did you mean 'callable'?"],
+        ),
+        (
+            "preferences",
+            {
+                "judge": {
+                    "kind": "ensemble",
+                    "ensemble": [{"kind": "lexicon"}, {k: v for k, v in CONSTITUTION.items() if k != "gold"}],
+                }
+            },
+            ["set gold: false"],
+        ),
         ("prepare", {"source": "jsonl"}, ["source: jsonl needs learns_from:"]),
         ("base", {"source": "hub", "id": "a/b"}, ["needs id: and revision:"]),
         ("runtime", {"worker": 1}, ["runtime.worker: unknown key", "did you mean 'workers'?"]),
@@ -129,6 +185,10 @@ def test_gold_may_not_watch(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="acting on gold would train on the answer"):
         told({"kind": "lexicon"}, gold=True)
     assert told({"kind": "lexicon"}, gold=False).policies
+    params["preferences"]["judge"] = dict(CLASSIFIER)
+    with pytest.raises(ConfigurationError, match="acting on gold would train on the answer"):
+        told(CLASSIFIER, gold=True)
+    assert told(CLASSIFIER | {"classifier": TONE | {"label": "harsh"}}, gold=True).policies
     assert told({"callable": "pipelines.judges.mine:score"}, gold=True).policies
 
 

@@ -43,6 +43,25 @@ def test_every_stage_of_the_graph_is_in_the_table_and_lists_its_code() -> None:
         assert body["cmd"].startswith(f"exec python -m pipelines {name}")
 
 
+def test_stages_that_judge_list_what_judges_are_made_of() -> None:
+    """A policy's rewards and what watches it may be classifiers; constitutions label pairs and compare models."""
+    from ruamel.yaml import YAML
+
+    graph = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    judging = {name: set(entry.get("do", entry)["deps"]) for name, entry in graph.items()}
+    judging = {name: deps for name, deps in judging.items() if "pipelines/judges" in deps}
+    assert set(judging) == {"preferences", "policy", "evaluate_sft", "evaluate"}
+    for name, deps in judging.items():
+        needed = {
+            "data/judges",
+            "pipelines/algorithms",
+            "pipelines/data",
+            "pipelines/models",
+            "artifacts/prepared/prompts.parquet",
+        }
+        assert needed | (set() if name == "policy" else {"artifacts/base", "data/constitutions"}) <= deps, name
+
+
 def test_no_training_stage_lists_gold() -> None:
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     listed = re.findall(r"^ +- .*gold\.parquet$", text, re.MULTILINE)

@@ -7,6 +7,7 @@ enters what is hashed; everything else defines the result.
 from __future__ import annotations
 
 import difflib
+import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,11 +18,13 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.config.base import Base, Scratch
 from pipelines.config.data import Prepare
+from pipelines.config.judges import Classifier, Constitution, Endpoint, Judge, Member, SavedReward, Scorer
 from pipelines.config.policies import (
     LABELS_FILE,
     PAIRS_FILE,
     AnyPolicy,
     Dpo,
+    HeldOut,
     Kto,
     Offline,
     Orpo,
@@ -29,7 +32,6 @@ from pipelines.config.policies import (
     Rejection,
     RewardTerm,
     Scored,
-    Scorer,
 )
 from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
 from pipelines.config.training import Generation, Reward, Sft, Training
@@ -37,19 +39,13 @@ from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
 from pipelines.errors import ConfigurationError
 
 __all__ = [
-    "LABELS_FILE", "NAME", "PAIRS_FILE", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation",
-    "Judge", "Kto", "Offline", "Orpo", "Params", "Positive", "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime",
-    "Rejection", "Report", "Reward", "RewardTerm", "Runtime", "Scored", "Scratch", "Section", "Sft", "Suite", "Training", "load",
+    "LABELS_FILE", "NAME", "PAIRS_FILE", "PARAMS", "AnyPolicy", "Base", "Classifier", "Constitution", "Count", "Dpo",
+    "Endpoint", "Evaluate", "Fraction", "Generation", "HeldOut", "Judge", "Kto", "Member", "Offline", "Orpo", "Params",
+    "Positive", "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Rejection", "Report", "Reward", "RewardTerm",
+    "Runtime", "SavedReward", "Scored", "Scorer", "Scratch", "Section", "Sft", "Suite", "Training", "load",
 ]  # fmt: skip
 
 PARAMS = Path("params.yaml")
-
-
-class Judge(Scorer):
-    """The judge that labels pairs. ``lexicon`` is VADER's compound score: a gold judge, because it is known exactly."""
-
-    kind: Literal["lexicon", "callable"] = "lexicon"
-    gold: bool = True
 
 
 class Preferences(Section):
@@ -160,7 +156,7 @@ class Params(Section):
         judge = self.preferences.judge
         for name, policy in self.policies.items():
             watching = policy.diagnosis.held_out if isinstance(policy, Ppo) else None
-            if watching and judge.gold and (watching.kind, watching.callable) == (judge.kind, judge.callable):
+            if watching and judge.gold and watching.content == judge.content:
                 raise ValueError(
                     f"policies.{name}.diagnosis.held_out is the gold judge (preferences.judge): acting on gold would train on"
                     " the answer; name another judge, or leave held_out out"
@@ -216,8 +212,8 @@ def _fields_at(where: list[str]) -> list[str]:
     if where[:1] == ["policies"] and len(where) >= 3:
         model, where = _methods()[where[2]], where[3:]
     for part in where:
-        named = typing.get_args(model)  # a mapping of names to sections: the name leads to the section
-        model = named[1] if named else model.model_fields[part].annotation
+        named = typing.get_args(model)  # a mapping or a list of sections: the name or number leads to the section
+        model = _present(named[-1] if named else model.model_fields[part].annotation)
     return list(model.model_fields)
 
 
@@ -225,6 +221,13 @@ def _methods() -> dict[str, type[Section]]:
     """The class of every method that an entry of ``policies:`` can name."""
     classes = typing.get_args(typing.get_args(AnyPolicy)[0])
     return {name: one for one in classes for name in typing.get_args(one.model_fields["method"].annotation)}
+
+
+def _present(annotation: Any) -> Any:
+    """The section itself of one that may be left out."""
+    if isinstance(annotation, types.UnionType):
+        return next(kind for kind in typing.get_args(annotation) if kind is not types.NoneType)
+    return annotation
 
 
 def _dotted(where: list[str]) -> str:

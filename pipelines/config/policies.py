@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.config.judges import Scorer
 from pipelines.config.section import Count, Fraction, Positive, Section
 from pipelines.config.training import ExcessLength, Generation, Training
 
@@ -28,19 +30,6 @@ class Policy(Training):
     learns_from: str
 
 
-class Scorer(Section):
-    """What gives a text a score: a model, VADER's lexicon, or a function of the user's."""
-
-    kind: Literal["model", "lexicon", "callable"]
-    callable: str = ""
-
-    @model_validator(mode="after")
-    def _callable_is_named(self) -> Self:
-        if self.kind == "callable" and ":" not in self.callable:
-            raise ValueError("kind: callable needs callable: pipelines.judges.file:function")
-        return self
-
-
 class RewardTerm(Scorer):
     """One term of what an on-policy method maximises: the reward model, or a judge of texts.
 
@@ -48,20 +37,22 @@ class RewardTerm(Scorer):
     where the members disagree).
     """
 
-    kind: Literal["model", "lexicon", "callable"] = "model"
+    kind: Literal["model", "lexicon", "callable", "classifier"] = "model"
     weight: float = 1.0
     deviations: Annotated[float, Field(ge=0.0)] = 0.0
 
     @property
     def name(self) -> str:
-        """How the term is named in the history."""
+        """How the term is named in the history: a function by its name, a classifier by its model's."""
+        if self.classifier:
+            return PurePosixPath(self.classifier.model).name
         return self.callable.partition(":")[2] if self.kind == "callable" else self.kind
 
 
 class HeldOut(Scorer):
     """A judge of texts that only watches a run. It is not the judge whose scores are the known gold, and no reward."""
 
-    kind: Literal["lexicon", "callable"] = "callable"
+    kind: Literal["lexicon", "callable", "classifier"] = "callable"
 
 
 class Diagnosis(Section):
@@ -196,7 +187,7 @@ class Ppo(Scored):
     @model_validator(mode="after")
     def _held_out_is_no_reward(self) -> Ppo:
         watching = self.diagnosis.held_out
-        if watching and any((term.kind, term.callable) == (watching.kind, watching.callable) for term in self.rewards):
+        if watching and any(term.content == watching.content for term in self.rewards):
             raise ValueError("diagnosis.held_out is one of the rewards: what is trained on is not held out")
         return self
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -31,26 +32,38 @@ class Pairs:
     within_margin: int
 
 
-def pair_up(answers: list[Scored], settings: Preferences, seed: int) -> Pairs:
+def pair_up(
+    answers: list[Scored], settings: Preferences, seed: int, differences: Mapping[tuple[int, int], float] | None = None
+) -> Pairs:
     """Pairs of one prompt's answers; every draw comes from ``seed``.
 
     Answers with the same text count once. ``random`` compares two answers, ``best_worst`` the two that the judge puts
-    furthest apart, ``all`` every two; a comparison within ``min_margin`` makes no pair.
+    furthest apart, ``all`` every two; a comparison within ``min_margin`` makes no pair. A judge that has compared answers
+    itself gives ``differences`` by the numbers of both; what it has not compared makes no pair either.
     """
     draw = random.Random(seed)
-    distinct: dict[str, Scored] = {}
-    for answer in answers:
-        distinct.setdefault(answer.text, answer)
-    candidates = list(combinations(distinct.values(), 2))
-    apart = [two for two in candidates if abs(two[0].score - two[1].score) > settings.min_margin]
+    candidates = comparable(answers)
+    if differences is None:
+        differences = {(one.number, other.number): one.score - other.score for one, other in candidates}
+    judged = [(one, other, differences[one.number, other.number]) for one, other in candidates
+              if (one.number, other.number) in differences]  # fmt: skip
+    apart = [pair for pair in judged if abs(pair[2]) > settings.min_margin]
     if settings.pairing == "random":
         compared = [draw.choice(apart)] if apart else []
     elif settings.pairing == "best_worst":
-        compared = [max(apart, key=lambda two: abs(two[0].score - two[1].score))] if apart else []
+        compared = [max(apart, key=lambda pair: abs(pair[2]))] if apart else []
     else:
         compared = apart
-    pairs = [_labelled(first, second, settings, draw) for first, second in compared]
-    return Pairs(pairs, len(answers) - len(distinct), len(candidates) - len(apart))
+    pairs = [_labelled(*pair, settings, draw) for pair in compared]
+    return Pairs(pairs, len(answers) - len({answer.text for answer in answers}), len(judged) - len(apart))
+
+
+def comparable(answers: list[Scored]) -> list[tuple[Scored, Scored]]:
+    """Every two answers with different texts, in order."""
+    distinct: dict[str, Scored] = {}
+    for answer in answers:
+        distinct.setdefault(answer.text, answer)
+    return list(combinations(distinct.values(), 2))
 
 
 def wins(difference: float, temperature: float) -> float:
@@ -59,8 +72,10 @@ def wins(difference: float, temperature: float) -> float:
     return 1.0 / (1.0 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1.0 + math.exp(odds))
 
 
-def _labelled(first: Scored, second: Scored, settings: Preferences, draw: random.Random) -> tuple[Scored, Scored]:
+def _labelled(
+    first: Scored, second: Scored, difference: float, settings: Preferences, draw: random.Random
+) -> tuple[Scored, Scored]:
     """(chosen, rejected): a Bradley-Terry draw, turned round with probability ``label_noise``."""
-    won = draw.random() < wins(first.score - second.score, settings.bradley_terry_temperature)
+    won = draw.random() < wins(difference, settings.bradley_terry_temperature)
     turned = draw.random() < settings.label_noise
     return (first, second) if won != turned else (second, first)

@@ -22,9 +22,8 @@ from pipelines.config import Base
 from pipelines.context import Context
 from pipelines.errors import ConfigurationError, DataError, EnvironmentFault
 from pipelines.models import scratch
+from pipelines.models.hub import download
 from pipelines.models.loading import check_folder, load_causal_lm, load_tokenizer, save_model
-
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 
 
 def run(ctx: Context) -> dict[str, float]:
@@ -33,7 +32,7 @@ def run(ctx: Context) -> dict[str, float]:
     if base.source == "gguf":
         model, tokenizer = from_gguf(base)
     elif base.source == "hub":
-        model, tokenizer = from_folder(download(base))
+        model, tokenizer = from_folder(download(base.id, base.revision, "base"))
     elif base.source == "local":
         model, tokenizer = from_folder(_inside(ctx.root, base.learns_from))
     else:
@@ -74,22 +73,6 @@ def from_folder(folder: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{folder.name}: no causal language model could be loaded from it ({reason})") from error
-
-
-def download(base: Base) -> Path:
-    """A snapshot of a hub model at its revision: configuration, safetensors and tokenizer, no code."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(base.id, revision=base.revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EnvironmentFault(
-            f"hub model {base.id} at revision {base.revision}: {reason}; check the network, base.id and base.revision"
-        ) from error
-    except ValueError as error:
-        raise ConfigurationError(f"base.id {base.id!r}: {' '.join(str(error).split())}") from error
 
 
 def from_scratch(ctx: Context) -> tuple[Any, Any]:

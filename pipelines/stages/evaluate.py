@@ -50,7 +50,7 @@ def run(ctx: Context) -> dict[str, float]:
 
     # 2. answers, what the models say of them, and the judge, on the workers where there are some
     judge = ctx.params.preferences.judge
-    samples = as_table(ctx.cluster.map(answer, job_of(ctx, name), prompts), make_judge(judge))
+    samples = as_table(ctx.cluster.map(answer, job_of(ctx, name), prompts), make_judge(judge, ctx.root, ctx.cluster))
 
     # 3. figures; a policy's are compared with those of the SFT model on the same prompts
     metrics = describe(samples) | _judged_by(judge) | _language(ctx, job_of(ctx, name).policy, samples)
@@ -115,7 +115,7 @@ def _many(ctx: Context, prompts: list[Prompt], samples: pd.DataFrame) -> pd.Data
     if evaluate.best_of <= evaluate.answers:
         return samples
     job = replace(job_of(ctx, SFT), answers=evaluate.best_of, known=evaluate.answers, brief=True)
-    more = as_table(ctx.cluster.map(answer, job, prompts), make_judge(ctx.params.preferences.judge))
+    more = as_table(ctx.cluster.map(answer, job, prompts), make_judge(ctx.params.preferences.judge, ctx.root, ctx.cluster))
     return pd.concat([samples, more], ignore_index=True)
 
 
@@ -131,7 +131,9 @@ def _over_steps(ctx: Context, prompts: list[Prompt]) -> dict[int, pd.DataFrame]:
         model = merge(load_adapter(load_causal_lm(sft), snapshot)) if adapted else load_causal_lm(snapshot)
         save_model(model, load_tokenizer(sft), place)
         job = replace(job_of(ctx, ctx.name), policy=place, brief=True)
-        found[step] = as_table(ctx.cluster.map(answer, job, prompts), make_judge(ctx.params.preferences.judge))
+        found[step] = as_table(
+            ctx.cluster.map(answer, job, prompts), make_judge(ctx.params.preferences.judge, ctx.root, ctx.cluster)
+        )
         shutil.rmtree(place)
     return found
 

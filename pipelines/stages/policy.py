@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipelines.config import LABELS_FILE, PAIRS_FILE, Judge, Kto, Offline, Orpo, Ppo, Rejection, RewardTerm, Scored
+from pipelines.config import LABELS_FILE, PAIRS_FILE, HeldOut, Judge, Kto, Offline, Orpo, Ppo, Rejection, RewardTerm, Scored
 from pipelines.context import Context, seed_for
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, whole_file, write_table
@@ -60,7 +60,7 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
         out=ctx.out(f"policies/{ctx.name}"),
         scratch=ctx.scratch,
         plot=ctx.out(f"plots/{ctx.name}.csv"),
-        held_out=_held_out(entry),
+        held_out=_held_out(ctx, entry),
     )
     ctx.cluster.train(ppo.train, job, ctx.scratch)
 
@@ -114,19 +114,23 @@ def _terms(ctx: Context, entry: Scored) -> tuple[Term, ...]:
 
     def source(term: RewardTerm) -> LearnedReward | JudgeReward:
         if term.kind != "model":
-            return JudgeReward(Judge(kind=term.kind, callable=term.callable))
+            return JudgeReward(_judge(term), ctx.root)
         sft, size = ctx.artifacts / "sft" / "model", entry.generation.batch_size
         return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
 
     return tuple(Term(term.name, term.weight, source(term)) for term in entry.rewards)
 
 
-def _held_out(entry: Ppo) -> Term | None:
+def _held_out(ctx: Context, entry: Ppo) -> Term | None:
     """The judge that watches, where the entry names one."""
     from pipelines.training.rewards import JudgeReward, Term
 
     watching = entry.diagnosis.held_out
-    return Term("held_out", 1.0, JudgeReward(Judge(kind=watching.kind, callable=watching.callable))) if watching else None
+    return Term("held_out", 1.0, JudgeReward(_judge(watching), ctx.root)) if watching else None
+
+
+def _judge(scorer: RewardTerm | HeldOut) -> Judge:
+    return Judge.model_validate(scorer.content)
 
 
 def _plot(ctx: Context) -> None:

@@ -1,15 +1,16 @@
 """Answers of the SFT model, ordered by the judge into pairs, and the people's pairs.
 
-Reads:   sft, prepared/prompts.parquet, prepared/preferences.parquet
+Reads:   sft, prepared/prompts.parquet, prepared/preferences.parquet; what the judge needs: base, data/judges, data/constitutions
 Writes:  preferences/pairs.parquet; preferences/gold.parquet (every answer with its true reward; empty without gold judge)
 Params:  seed, preferences
 Metrics: pairs, answers, eos_rate, score_mean, label_agreement (share of judged pairs labelled in the judge's own order),
-         duplicates and within_margin (what made no pair)
+         duplicates and within_margin (what made no pair); position_bias, position_decided, judge_..._tokens (constitution)
 Paper:   Bradley and Terry 1952: p(a beats b) = sigmoid((s_a - s_b) / temperature); Gao et al. 2022 (a known gold)
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ import pandas as pd
 
 from pipelines.config import Generation, Precision, Preferences
 from pipelines.context import Context, Worker, seed_for
-from pipelines.data.pairing import Scored, pair_up
+from pipelines.data.pairing import Scored, comparable, pair_up
 from pipelines.data.schemas import GOLD, PAIRS, PROMPTS, empty
 from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
-from pipelines.judges import make_judge, name_of
+from pipelines.judges import compare, compares, make_judge, name_of
+
+Differences = dict[str, dict[tuple[int, int], float]]
+"""Prompt -> the numbers of two of its answers -> by how much the first is better."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,28 @@ def run(ctx: Context) -> dict[str, float]:
     job = Job(ctx.artifacts / "sft" / "model", settings.generation, settings.precision, settings.answers, ctx.params.seed)
     rows = ctx.cluster.map(answer, job, list(zip(prompts["id"], prompts["prompt"], strict=True)))
 
-    # 2. the judge scores them
+    # 2. the judge scores them, or compares a prompt's answers two by two
     answers = pd.DataFrame(rows).merge(prompts[["id", "group", "split"]], left_on="prompt_id", right_on="id")
-    scores = make_judge(settings.judge)(answers["prompt"].tolist(), answers["answer"].tolist())
-    answers["gold"] = scores
+    differences: Differences | None = None
+    figures: dict[str, float] = {}
+    if compares(settings.judge):
+        answers["gold"] = float("nan")
+        differences, figures = compared(ctx, answers)
+    else:
+        scores = make_judge(settings.judge, ctx.root, ctx.cluster)(answers["prompt"].tolist(), answers["answer"].tolist())
+        answers["gold"] = scores
+        figures["score_mean"] = float(answers["gold"].mean())
 
     # 3. pairs, prompt by prompt
-    judged, figures = judged_pairs(answers, settings, ctx.params.seed)
+    judged, counts = judged_pairs(answers, settings, ctx.params.seed, differences)
     kept = people if settings.source == "both" else people.iloc[:0]
     pairs = pd.concat([frame for frame in (judged, kept) if len(frame)], ignore_index=True) if len(kept) else judged
 
     # 4. outputs; the true reward stays apart from what a training stage reads
-    figures |= {
+    figures |= counts | {
         "pairs": float(len(pairs)),
         "answers": float(len(answers)),
         "eos_rate": float(answers["ended"].mean()),
-        "score_mean": float(answers["gold"].mean()),
     }
     return _write(ctx, pairs, answers if settings.judge.gold else _no_answers(), figures)
 
@@ -96,18 +106,44 @@ def answer(job: Job, prompts: Sequence[tuple[str, str]], worker: Worker) -> list
     return rows
 
 
-def judged_pairs(answers: pd.DataFrame, settings: Preferences, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
+def compared(ctx: Context, answers: pd.DataFrame) -> tuple[Differences, dict[str, float]]:
+    """The judge's comparisons of each prompt's answers, and its figures. Where one pair is wanted, one is compared."""
+    settings = ctx.params.preferences
+    asked: list[tuple[str, str, Scored, Scored]] = []
+    for prompt_id, own in answers.groupby("prompt_id", sort=False):
+        two = comparable(_scored(own))
+        if two and settings.pairing == "random":
+            two = [random.Random(seed_for(ctx.params.seed, "compared", prompt_id)).choice(two)]
+        asked += [(str(prompt_id), own["prompt"].iloc[0], first, second) for first, second in two]
+    found = compare(
+        settings.judge,
+        ctx.root,
+        ctx.cluster,
+        [prompt for _, prompt, _, _ in asked],
+        [first.text for _, _, first, _ in asked],
+        [second.text for _, _, _, second in asked],
+    )
+    differences: Differences = {}
+    for (prompt_id, _, first, second), difference in zip(asked, found.differences, strict=True):
+        differences.setdefault(prompt_id, {})[first.number, second.number] = difference
+    return differences, found.figures
+
+
+def judged_pairs(
+    answers: pd.DataFrame, settings: Preferences, seed: int, differences: Differences | None = None
+) -> tuple[pd.DataFrame, dict[str, float]]:
     """The table of pairs, and what became of the answers. ``margin`` stays unknown where the judge is gold."""
     rows: list[dict[str, Any]] = []
     counts = {"duplicates": 0.0, "within_margin": 0.0}
     for prompt_id, own in answers.groupby("prompt_id", sort=False):
-        scored = [Scored(n, text, s) for n, text, s in zip(own["answer_index"], own["answer"], own["gold"], strict=True)]
-        made = pair_up(scored, settings, seed_for(seed, "pairs", prompt_id))
+        by_pair = None if differences is None else differences.get(str(prompt_id), {})
+        made = pair_up(_scored(own), settings, seed_for(seed, "pairs", prompt_id), by_pair)
         counts["duplicates"] += made.duplicates
         counts["within_margin"] += made.within_margin
         first = own.iloc[0]
         ended = dict(zip(own["answer_index"], own["ended"], strict=True))
         for chosen, rejected in made.pairs:
+            margin = _margin(chosen, rejected, by_pair)
             rows.append(
                 {
                     "id": f"{prompt_id}-{chosen.number}-{rejected.number}",
@@ -117,12 +153,12 @@ def judged_pairs(answers: pd.DataFrame, settings: Preferences, seed: int) -> tup
                     "rejected": rejected.text,
                     "judge": name_of(settings.judge),
                     "group": first["group"],
-                    "margin": float("nan") if settings.judge.gold else chosen.score - rejected.score,
+                    "margin": float("nan") if settings.judge.gold else margin,
                     "source": "judge",
                     "split": first["split"],
                     "chosen_ended": bool(ended[chosen.number]),
                     "rejected_ended": bool(ended[rejected.number]),
-                    "agrees": chosen.score > rejected.score,
+                    "agrees": margin > 0.0,
                 }
             )
     if not rows:
@@ -132,6 +168,18 @@ def judged_pairs(answers: pd.DataFrame, settings: Preferences, seed: int) -> tup
         )
     frame = pd.DataFrame(rows)
     return frame[list(empty(PAIRS))], counts | {"label_agreement": float(frame["agrees"].mean())}
+
+
+def _scored(own: pd.DataFrame) -> list[Scored]:
+    return [Scored(n, text, s) for n, text, s in zip(own["answer_index"], own["answer"], own["gold"], strict=True)]
+
+
+def _margin(chosen: Scored, rejected: Scored, by_pair: dict[tuple[int, int], float] | None) -> float:
+    """By how much the judge itself finds the chosen answer better; below 0 where noise has turned the label round."""
+    if by_pair is None:
+        return chosen.score - rejected.score
+    forward = by_pair.get((chosen.number, rejected.number))
+    return -by_pair[rejected.number, chosen.number] if forward is None else forward
 
 
 def _no_answers() -> pd.DataFrame:

@@ -74,13 +74,14 @@ class JudgeReward:
     """A judge of texts as the reward."""
 
     judge: Judge
+    root: Path = Path()
 
     def open(self, tokenizer: Any, device: str) -> RewardFunction:
         """Make the judge; it sees the texts without special tokens."""
         from pipelines.data.tokens import decode
         from pipelines.judges import make_judge
 
-        judged = make_judge(self.judge)
+        judged = make_judge(self.judge, self.root, device=device)
 
         def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
             return judged([decode(tokenizer, row) for row in prompts], [decode(tokenizer, row) for row in answers])

@@ -64,3 +64,14 @@ def test_the_same_seed_draws_the_same_pairs() -> None:
     settings = _settings(pairing="all", bradley_terry_temperature=1.0)
     assert _numbers(FOUR, settings, 5) == _numbers(FOUR, settings, 5)
     assert len({tuple(_numbers(FOUR, settings, seed)) for seed in range(50)}) > 5
+
+
+def test_a_judge_that_compares_gives_the_differences_itself() -> None:
+    """Three of the six pairs were compared: two are far enough apart; the scores play no part. The best and the worst of them
+    are 1 and 3, and 3 is better."""
+    compared = {(0, 1): 0.8, (0, 2): 0.01, (1, 3): -2.0}
+    made = pair_up(FOUR, _settings(pairing="all"), 1, compared)
+    assert [(chosen.number, rejected.number) for chosen, rejected in made.pairs] == [(0, 1), (3, 1)]
+    assert (made.duplicates, made.within_margin) == (0, 1)
+    made = pair_up(FOUR, _settings(pairing="best_worst"), 1, compared)
+    assert [(chosen.number, rejected.number) for chosen, rejected in made.pairs] == [(3, 1)]

@@ -18,6 +18,7 @@ from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.stages import policy
 from pipelines.training import reward
 from tests import small
+from tests.judges import models
 from tests.stages.local import Here
 from tests.training import helpers
 
@@ -87,6 +88,20 @@ def test_a_sum_of_rewards_is_logged_term_by_term(root: Path) -> None:
     parts = history["reward/model"] + 2.0 * history["reward/lexicon"] - 0.5 * history["reward/length"]
     assert history["objective/scores"].tolist() == pytest.approx(parts.tolist(), abs=1e-5)
     assert history["reward/length"].gt(0).all()
+
+
+def test_a_classifier_is_a_reward_and_another_watches(root: Path) -> None:
+    """Of two labels one's log-odds are the other's with the sign turned: what watches sees minus the reward."""
+    tone = {"model": models.classifier(root), "label": "kind"}
+    terms = [{"kind": "classifier", "classifier": tone, "weight": 0.5}, {"kind": "lexicon"}]
+    watching = {"held_out": {"kind": "classifier", "classifier": tone | {"label": "harsh"}}}
+    entry = PPO | {"rewards": terms, "diagnosis": watching, "learns_from": "artifacts/prepared/prompts.parquet"}
+    policy.run(_context(root, entry))
+    history = read_table(root / "run/outs/artifacts/policies/mine/history.parquet")
+    parts = 0.5 * history["reward/tone"] + history["reward/lexicon"]
+    assert history["objective/scores"].tolist() == pytest.approx(parts.tolist(), abs=1e-5)
+    assert history["judge/held_out"].tolist() == pytest.approx((-history["reward/tone"]).tolist(), abs=1e-4)
+    assert history["reward/tone"].abs().gt(0).all()
 
 
 def test_rules_alone_need_no_reward_model(root: Path) -> None:

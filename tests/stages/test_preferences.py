@@ -1,5 +1,6 @@
 """The preferences stage on a small model: tables, determinism whatever the shards, gold apart, sources, empty results."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipelines.journal import Journal
 from pipelines.judges import callables
 from pipelines.stages import preferences
 from tests import small
+from tests.judges import models
+from tests.judges.server import Server, serving, vowels
 from tests.stages.local import Here
 from tests.training import helpers
 
@@ -130,3 +133,38 @@ def test_no_pair_at_all_is_an_error(root: Path) -> None:
     write_table(empty, root / "artifacts" / "prepared" / "preferences.parquet", PAIRS)
     with pytest.raises(DataError, match="source: judge"):
         _run(root, source="pool", name="pool")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as started:
+        yield started
+
+
+def _constitution(root: Path, url: str) -> dict[str, Any]:
+    endpoint = {"url": url, "model": "judge", "requests_per_minute": 100_000}
+    return {"kind": "constitution", "gold": False, "constitution": {"principles": models.principles(root), "endpoint": endpoint}}
+
+
+def test_a_constitution_compares_a_prompts_answers_two_by_two(root: Path, server: Server) -> None:
+    """The server finds an answer better by its vowels, in nats: that is the margin, whatever its bias to a letter is (1.5)."""
+    out, figures = _run(root, judge=_constitution(root, server.url), shards=2)
+    pairs = read_table(out / "pairs.parquet", PAIRS)
+    assert len(pairs) == figures["pairs"] > 0
+    for pair in pairs.itertuples():
+        assert vowels(pair.chosen) - vowels(pair.rejected) == pytest.approx(pair.margin)
+    assert (pairs["margin"] > 0).all()
+    assert set(pairs["judge"]) == {"constitution:kind:judge"}
+    assert figures["position_bias"] == pytest.approx(1.5)
+    assert figures["judge_completion_tokens"] == len(server.requests) >= 2 * len(pairs)
+    assert "score_mean" not in figures
+    assert len(read_table(out / "gold.parquet", GOLD)) == 0
+    again, _ = _run(root, name="again", judge=_constitution(root, server.url))
+    assert helpers.digests(out) == helpers.digests(again)
+    assert figures["judge_completion_tokens"] == len(server.requests), "nothing was asked twice"
+
+
+def test_one_pair_a_prompt_is_one_comparison(root: Path, server: Server) -> None:
+    _, figures = _run(root, judge=_constitution(root, server.url), pairing="random")
+    assert figures["judge_completion_tokens"] == 2 * 10
+    assert figures["pairs"] + figures["within_margin"] == 10
