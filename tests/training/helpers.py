@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -58,6 +59,38 @@ def pairs(folder: Path, counts: tuple[int, int, int] = (32, 8, 8)) -> Path:
             "rejected_ended": number % 3 != 2,
         }
         for number, split in enumerate(splits)
+    ]
+    write_table(pd.DataFrame(rows), folder / "pairs.parquet", PAIRS)
+    return folder / "pairs.parquet"
+
+
+RANKED = (" sweet day", " plain noon", " sour night")
+"""Three answers to any prompt, the best one first."""
+
+
+def ranked(folder: Path, counts: tuple[int, int, int] = (16, 4, 4), group: str = "romeo", best: int = 0) -> Path:
+    """All comparisons of three answers a prompt, with grades 2, 1, 0; ``best`` turns the order round: 1 and 2 come first."""
+    splits = [split for split, count in zip(("train", "validation", "test"), counts, strict=True) for _ in range(count)]
+    order = RANKED[best:] + RANKED[:best]
+    rows = [
+        {
+            "id": f"{group}{number}-{one}-{two}",
+            "prompt_id": f"q{number}",
+            "prompt": f"JULIET: hour {number}",
+            "chosen": order[one],
+            "rejected": order[two],
+            "judge": "people",
+            "group": group,
+            "margin": float(two - one),
+            "source": "test",
+            "split": split,
+            "chosen_ended": True,
+            "rejected_ended": True,
+            "chosen_grade": 2.0 - one,
+            "rejected_grade": 2.0 - two,
+        }
+        for number, split in enumerate(splits)
+        for one, two in combinations(range(3), 2)
     ]
     write_table(pd.DataFrame(rows), folder / "pairs.parquet", PAIRS)
     return folder / "pairs.parquet"
