@@ -20,7 +20,7 @@ import pandas as pd
 from pipelines.config import Generation, Precision, Preferences
 from pipelines.context import Context, Worker, seed_for
 from pipelines.data.pairing import Scored, pair_up
-from pipelines.data.schemas import GOLD, PAIRS, PROMPTS, empty
+from pipelines.data.schemas import GOLD, PAIRS, PROMPTS
 from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
 from pipelines.judges import make_judge, name_of
@@ -58,6 +58,7 @@ def run(ctx: Context) -> dict[str, float]:
     judged, figures = judged_pairs(answers, settings, ctx.params.seed)
     kept = people if settings.source == "both" else people.iloc[:0]
     pairs = pd.concat([frame for frame in (judged, kept) if len(frame)], ignore_index=True) if len(kept) else judged
+    pairs = pairs[[name for name in PAIRS.columns if name in pairs]]
 
     # 4. outputs; the true reward stays apart from what a training stage reads
     figures |= {
@@ -97,7 +98,7 @@ def answer(job: Job, prompts: Sequence[tuple[str, str]], worker: Worker) -> list
 
 
 def judged_pairs(answers: pd.DataFrame, settings: Preferences, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
-    """The table of pairs, and what became of the answers. ``margin`` stays unknown where the judge is gold."""
+    """The table of pairs, and what became of the answers. Margin and grades stay unknown where the judge is gold."""
     rows: list[dict[str, Any]] = []
     counts = {"duplicates": 0.0, "within_margin": 0.0}
     for prompt_id, own in answers.groupby("prompt_id", sort=False):
@@ -123,6 +124,7 @@ def judged_pairs(answers: pd.DataFrame, settings: Preferences, seed: int) -> tup
                     "chosen_ended": bool(ended[chosen.number]),
                     "rejected_ended": bool(ended[rejected.number]),
                     "agrees": chosen.score > rejected.score,
+                    **({} if settings.judge.gold else {"chosen_grade": chosen.score, "rejected_grade": rejected.score}),
                 }
             )
     if not rows:
@@ -131,7 +133,7 @@ def judged_pairs(answers: pd.DataFrame, settings: Preferences, seed: int) -> tup
             "lower preferences.min_margin, raise preferences.answers, or check the judge"
         )
     frame = pd.DataFrame(rows)
-    return frame[list(empty(PAIRS))], counts | {"label_agreement": float(frame["agrees"].mean())}
+    return frame[[name for name in PAIRS.columns if name in frame]], counts | {"label_agreement": float(frame["agrees"].mean())}
 
 
 def _no_answers() -> pd.DataFrame:
