@@ -43,7 +43,8 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
     from pipelines.models.loading import load_tokenizer
     from pipelines.training import ppo
 
-    _check_source(ctx, entry.learns_from, REWARD if any(term.kind == "model" for term in entry.rewards) else RULES)
+    learnt = any(term.kind in ("model", "maxmin") for term in entry.rewards)
+    _check_source(ctx, entry.learns_from, REWARD if learnt else RULES)
     sft = ctx.artifacts / "sft" / "model"
     tokenizer = load_tokenizer(sft)
     prompts = read_table(ctx.artifacts / "prepared" / "prompts.parquet", PROMPTS)
@@ -65,13 +66,15 @@ def _ppo(ctx: Context, entry: Ppo) -> None:
 
 
 def _terms(ctx: Context, entry: Ppo) -> tuple[Term, ...]:
-    from pipelines.training.rewards import JudgeReward, LearnedReward, Term
+    from pipelines.training.rewards import JudgeReward, LearnedReward, MaxMinReward, Term
 
-    def source(term: RewardTerm) -> LearnedReward | JudgeReward:
-        if term.kind != "model":
-            return JudgeReward(Judge(kind=term.kind, callable=term.callable))
+    def source(term: RewardTerm) -> LearnedReward | MaxMinReward | JudgeReward:
         sft, size = ctx.artifacts / "sft" / "model", entry.generation.batch_size
-        return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
+        if term.kind == "model":
+            return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
+        if term.kind == "maxmin":
+            return MaxMinReward(ctx.artifacts / "reward", sft, size, entry.precision)
+        return JudgeReward(Judge(kind=term.kind, callable=term.callable))
 
     return tuple(Term(term.name, term.weight, source(term)) for term in entry.rewards)
 

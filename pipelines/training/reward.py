@@ -177,6 +177,18 @@ def held_out_figures(rows: list[Row], chosen: list[float], rejected: list[float]
     } | calibration(margins)
 
 
+def disagreement(chosen: list[list[float]], rejected: list[list[float]]) -> dict[str, float]:
+    """How far the members of an ensemble agree, from their scores [pairs][members] of held-out pairs.
+
+    ``ensemble_accuracy``: pairs that the mean score orders as labelled (a tie counts half); ``members_split``: the share of pairs
+    on whose order not all members agree.
+    """
+    margins = [[a - b for a, b in zip(*both, strict=True)] for both in zip(chosen, rejected, strict=True)]
+    split = [len({(value > 0) - (value < 0) for value in own}) > 1 for own in margins]
+    means = [math.fsum(own) / len(own) for own in margins]
+    return {"ensemble_accuracy": _share_above_zero(means), "members_split": sum(split) / len(split)}
+
+
 def _share_above_zero(values: list[float]) -> float:
     return sum((value > 0) + 0.5 * (value == 0) for value in values) / len(values)
 
