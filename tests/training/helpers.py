@@ -68,10 +68,10 @@ RANKED = (" sweet day", " plain noon", " sour night")
 """Three answers to any prompt, the best one first."""
 
 
-def ranked(folder: Path, counts: tuple[int, int, int] = (16, 4, 4), group: str = "romeo", best: int = 0) -> Path:
-    """All comparisons of three answers a prompt, with grades 2, 1, 0; ``best`` turns the order round: 1 and 2 come first."""
+def ranked(folder: Path, counts: tuple[int, int, int] = (16, 4, 4), group: str = "romeo", turned: bool = False) -> Path:
+    """All comparisons of three answers a prompt, with grades 2, 1, 0; ``turned``: the last answer is the best one."""
     splits = [split for split, count in zip(("train", "validation", "test"), counts, strict=True) for _ in range(count)]
-    order = RANKED[best:] + RANKED[:best]
+    order = RANKED[::-1] if turned else RANKED
     rows = [
         {
             "id": f"{group}{number}-{one}-{two}",
@@ -93,6 +93,18 @@ def ranked(folder: Path, counts: tuple[int, int, int] = (16, 4, 4), group: str =
         for one, two in combinations(range(3), 2)
     ]
     write_table(pd.DataFrame(rows), folder / "pairs.parquet", PAIRS)
+    return folder / "pairs.parquet"
+
+
+def contradicting(folder: Path) -> Path:
+    """The same comparisons by two groups of two people each, romeo (e0, e2) and juliet (e1, e3), who want the opposite."""
+    tables = []
+    for turned, group in enumerate(("romeo", "juliet")):
+        table = pd.read_parquet(ranked(folder, group=group, turned=bool(turned)))
+        people = [f"e{turned + 2 * (number % 2)}" for number in range(len(table))]
+        tables.append(table.assign(annotator=people))
+    both = pd.concat(tables, ignore_index=True)
+    write_table(both[[name for name in PAIRS.columns if name in both]], folder / "pairs.parquet", PAIRS)
     return folder / "pairs.parquet"
 
 

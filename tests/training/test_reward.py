@@ -88,6 +88,12 @@ def test_held_out_figures_by_hand() -> None:
     assert reward.held_out_figures([], [], []) == {}
 
 
+def test_disagreement_by_hand() -> None:
+    """Margins of two members on three pairs: (1, 1), (1, -1), (-1, -3). One in three is split; the means are 1, 0, -2."""
+    found = reward.disagreement([[1.0, 2.0], [1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 1.0], [1.0, 3.0]])
+    assert found == {"ensemble_accuracy": 0.5, "members_split": pytest.approx(1 / 3)}
+
+
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_one_word_is_learnt_and_the_scores_are_centred(tmp_path: Path, adapter: str) -> None:
     job = _job(tmp_path, adapter=adapter, num_train_epochs=4)
