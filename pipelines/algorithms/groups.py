@@ -1,8 +1,8 @@
-"""Groups that prefer differently: what their ratings mean, who is worst off, and which groups there are.
+"""Groups that prefer differently: who is worst off, and which groups there are.
 
 Papers: Bradley and Terry 1952; Chakraborty et al. 2024 (MaxMin-RLHF), section 4: the policy that maximises min over groups u of
 F_u(pi) = E[r_u] - beta KL(pi || pi_ref) (Algorithm 1), groups found by hard expectation maximisation (Algorithm 2); Sen 2017
-(egalitarian rule). Axes: G groups, K answers, N pairs, H features, M annotators.
+(egalitarian rule). Axes: G groups, N pairs, H features, M annotators, U clusters.
 """
 
 from __future__ import annotations
@@ -15,16 +15,6 @@ from torch.nn.functional import logsigmoid
 
 RIDGE = 1.0
 """Prior precision of a cluster's weights: without it separable pairs have no finite maximum."""
-
-
-def preference_tables(ratings_GK: torch.Tensor) -> torch.Tensor:
-    """P [G, K, K]: in group g answer i beats answer j with probability sigmoid(r_gi - r_gj) (Bradley and Terry)."""
-    return torch.sigmoid(ratings_GK[:, :, None] - ratings_GK[:, None, :])
-
-
-def maxmin_choice(ratings_GK: torch.Tensor) -> int:
-    """The answer whose smallest rating over the groups is largest (the egalitarian rule); the first of several."""
-    return int(ratings_GK.min(0).values.argmax())
 
 
 def worst_off(means_G: torch.Tensor) -> int:

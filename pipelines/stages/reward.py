@@ -24,7 +24,7 @@ from pipelines.data.schemas import GROUP_SCORES, PAIRS
 from pipelines.data.tables import read_table, write_json, write_table
 
 if TYPE_CHECKING:
-    from pipelines.training.scoring import Job
+    from pipelines.models.scoring import Job
 
 
 def run(ctx: Context) -> dict[str, float]:
@@ -55,8 +55,8 @@ def _train(ctx: Context, pairs: Path, out: Path, scratch: Path, seed: int) -> No
 
 def _compare_members(ctx: Context, pairs: pd.DataFrame, out: Path) -> None:
     """How far the members agree on the pairs of the test split, added to the metrics."""
+    from pipelines.models import scoring
     from pipelines.models.reward import member_folder
-    from pipelines.training import scoring
     from pipelines.training.reward import disagreement
 
     tested = pairs[pairs["split"] == "test"]
@@ -69,8 +69,9 @@ def _compare_members(ctx: Context, pairs: pd.DataFrame, out: Path) -> None:
 
 
 def _train_groups(ctx: Context, pairs: pd.DataFrame, out: Path) -> None:
-    from pipelines.models.reward import GROUPS, group_folder
-    from pipelines.training import groups, scoring
+    from pipelines.models import scoring
+    from pipelines.models.reward import group_folder
+    from pipelines.training import groups
 
     settings = ctx.params.reward
     found: dict[str, str] = {}
@@ -87,23 +88,30 @@ def _train_groups(ctx: Context, pairs: pd.DataFrame, out: Path) -> None:
         write_table(part, scratch / "pairs.parquet", PAIRS)
         seed = seed_for(ctx.params.seed, "reward", "group", name)
         _train(ctx, scratch / "pairs.parquet", group_folder(out, number), scratch, seed)
-    write_json(out / GROUPS, {"groups": list(parts), "annotators": found})
-    _compare_groups(ctx, pairs, out)
+    _compare_groups(ctx, pairs, belongs, found, out)
 
 
-def _compare_groups(ctx: Context, pairs: pd.DataFrame, out: Path) -> None:
-    """Every group's scores of the held-out answers. Each group's mean over all of these answers becomes its 0: what remains can
-    be compared between groups, which MaxMin does."""
-    from pipelines.models.reward import group_folder, group_names, recentre
-    from pipelines.training import scoring
+def _compare_groups(ctx: Context, pairs: pd.DataFrame, belongs: pd.Series, annotators: dict[str, str], out: Path) -> None:
+    """Who the groups are, and every group's scores of the held-out answers.
 
-    names = group_names(out)
+    Each group's mean over all of these answers becomes its 0: what remains can be compared between groups, as MaxMin does.
+    """
+    from pipelines.models import scoring
+    from pipelines.models.reward import GROUPS, group_folder, recentre
+    from pipelines.training.groups import agreement
+
+    names = sorted(belongs.dropna().unique())
     answers = scoring.answers_of(pairs[pairs["split"] != "train"])
     job = _scoring(ctx, *(group_folder(out, number) for number in range(len(names))))
     scores = pd.DataFrame(ctx.cluster.map(scoring.scores, job, answers), columns=names)
     for number, mean in enumerate(scores.mean()):
         recentre(group_folder(out, number), float(mean))
-    tested = set(scoring.answers_of(pairs[pairs["split"] == "test"]))
+    test = pairs["split"] == "test"
+    worth = {answer: row for answer, row in zip(answers, (scores - scores.mean()).to_dict("records"), strict=True)}
+    sides = [[worth[answer] for answer in side] for side in scoring.sides_of(pairs[test])]
+    told = {"groups": names, "annotators": annotators, "agreement": agreement(*sides, belongs[test], names)}
+    write_json(out / GROUPS, told)
+    tested = set(scoring.answers_of(pairs[test]))
     table = pd.DataFrame(answers, columns=["prompt", "answer", "ended"])
     columns = [table.assign(group=name, score=scores[name] - scores[name].mean()) for name in names]
     shown = [answer in tested for answer in answers]
@@ -111,7 +119,7 @@ def _compare_groups(ctx: Context, pairs: pd.DataFrame, out: Path) -> None:
 
 
 def _scoring(ctx: Context, *folders: Path) -> Job:
-    from pipelines.training.scoring import Job
+    from pipelines.models.scoring import Job
 
     settings, sft = ctx.params.reward, ctx.artifacts / "sft" / "model"
-    return Job(sft, folders, settings.pooling, settings.layers, settings.batch_size, settings.precision)
+    return Job(sft, folders, settings.batch_size, settings.precision, settings.pooling, settings.layers)

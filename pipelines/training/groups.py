@@ -1,4 +1,4 @@
-"""Who belongs together, and the pairs of each group.
+"""Who belongs together, the pairs of each group, and how far the groups agree.
 
 Paper: Chakraborty et al. 2024 (MaxMin-RLHF), section 4 and Algorithm 2.
 """
@@ -11,9 +11,10 @@ import torch
 
 from pipelines.algorithms.groups import find_groups
 from pipelines.errors import DataError
-from pipelines.training.scoring import Answer, sides_of
+from pipelines.models.scoring import Answer, sides_of
 
 SPLITS = ("train", "validation", "test")
+DIGITS = 6
 
 
 def annotators(pairs: pd.DataFrame) -> pd.Series:
@@ -56,3 +57,16 @@ def parts(pairs: pd.DataFrame, belongs: pd.Series) -> dict[str, pd.DataFrame]:
                     " three; add pairs, raise prepare's fractions, or take groups: found with fewer clusters"
                 )
     return found
+
+
+def agreement(
+    chosen: list[dict[str, float]], rejected: list[dict[str, float]], belongs: pd.Series, names: list[str]
+) -> dict[str, dict[str, float]]:
+    """How likely group u finds what group v has chosen the better answer: the mean of sigmoid(r_u(chosen) - r_u(rejected)) over
+    the held-out pairs of v, by u and then by v.
+
+    ``chosen`` and ``rejected``: each pair's answers' scores by group; ``belongs``: whose pair it is.
+    """
+    one, other = pd.DataFrame(chosen, index=belongs.index), pd.DataFrame(rejected, index=belongs.index)
+    likely = 1.0 / (1.0 + np.exp(other - one))
+    return {u: {v: round(float(likely[u][belongs == v].mean()), DIGITS) for v in names} for u in names}

@@ -5,7 +5,6 @@ Axes: B answers of this worker, T tokens of the longest (padded on the right), G
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,15 +16,13 @@ from pipelines.algorithms.policy_gradient import TRUNCATION
 from pipelines.config import Ppo
 from pipelines.context import seed_for
 from pipelines.data.tokens import right_pad
+from pipelines.journal import metric_name
 from pipelines.models.generation import batches_of_like_length
 from pipelines.models.policy import pack
 from pipelines.training.distributed import all_sum
 from pipelines.training.engines import Engine
 from pipelines.training.learner import Learner
 from pipelines.training.rewards import OpenTerm, Opinions, Row, WorstOff
-
-UNFIT = re.compile(r"[^\w .-]")
-"""What a group's name may hold and the name of a metric may not."""
 
 
 class NonFinite(Exception):
@@ -189,7 +186,7 @@ def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[st
     rows, tokens, raw, final, kl, kl2, kl3, entropy, eos, *parts = all_sum(sums).tolist()
     terms, groups = parts[: len(rollout.terms)], parts[len(rollout.terms) :]
     single = {f"reward/{name}": total / rows for name, total in zip(rollout.terms, terms, strict=True)}
-    whose = {f"group/{UNFIT.sub('_', name)}": total / rows for name, total in zip(rollout.groups, groups, strict=True)}
+    whose = {f"group/{metric_name(name)}": total / rows for name, total in zip(rollout.groups, groups, strict=True)}
     return (
         {
             "objective/kl": kl / rows,

@@ -1,4 +1,4 @@
-"""Groups that prefer differently: the worked example, and groups that are known because they were made."""
+"""Groups that prefer differently: weights by hand, and groups that are known because they were made."""
 
 from __future__ import annotations
 
@@ -9,25 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.algorithms.groups import find_groups, maxmin_choice, most_likely_weights, preference_tables, worst_off
-
-RATINGS = torch.tensor([[1.0, 1.0, 2.0], [2.0, 1.0, 2.0], [3.0, 1.0, 0.0], [0.0, 2.0, 3.0]])
-"""Four groups' ratings of y1, y2, y3."""
-
-
-def test_preference_tables_of_the_worked_example() -> None:
-    """P(y1 > y2), P(y1 > y3), P(y2 > y3) of each group; the other half is 1 - P, the diagonal 0.5."""
-    tables = preference_tables(RATINGS)
-    expected = [[0.500, 0.269, 0.269], [0.731, 0.500, 0.269], [0.881, 0.953, 0.731], [0.119, 0.047, 0.269]]
-    for table, (first, second, third) in zip(tables, expected, strict=True):
-        assert [float(table[0, 1]), float(table[0, 2]), float(table[1, 2])] == pytest.approx([first, second, third], abs=5e-4)
-        torch.testing.assert_close(table + table.T, torch.ones(3, 3))
-
-
-def test_the_choice_of_the_worked_example_is_y2() -> None:
-    """The smallest ratings of y1, y2, y3 are 0, 1, 0. By the mean (1.5, 1.25, 1.75) it would be y3."""
-    assert maxmin_choice(RATINGS) == 1
-    assert int(RATINGS.mean(0).argmax()) == 2
+from pipelines.algorithms.groups import find_groups, most_likely_weights, worst_off
 
 
 def test_the_group_that_is_worst_off() -> None:

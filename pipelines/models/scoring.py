@@ -1,4 +1,4 @@
-"""Answers of pairs as models see them: pooled hidden states, and the scores of several reward models.
+"""Answers as texts, as models see them: pooled hidden states, and the scores of several reward models.
 
 Axes: N answers or pairs, M models, H hidden units.
 """
@@ -26,14 +26,14 @@ Answer = tuple[str, str, bool]
 
 @dataclass(frozen=True)
 class Job:
-    """How to read answers: the SFT model, what a head would sit on, and the folders of the reward models that score."""
+    """The SFT model, the folders of the reward models that score, and what a head would sit on (``features`` alone)."""
 
     sft: Path
     folders: tuple[Path, ...]
-    pooling: Pooling
-    layers: int
     batch_size: int
     precision: Precision
+    pooling: Pooling = "mean"
+    layers: int = 0
 
 
 @torch.no_grad()
