@@ -64,7 +64,7 @@ def run(ctx: Context) -> dict[str, float]:
     else:
         baseline = read_table(ctx.artifacts / "evaluations" / SFT / "samples.parquet", SAMPLES)
         metrics |= against(samples, baseline, ctx.params.evaluate, ctx.params.seed)
-        metrics |= _by_group(ctx, samples, baseline)
+        metrics |= by_group(ctx, samples, baseline)
         curve = optimisation.curve(_over_steps(ctx, prompts) | {0: baseline, _last_step(ctx): samples})
 
     # 4. outputs
@@ -187,7 +187,7 @@ def _suites(ctx: Context, model: Path) -> dict[str, Any]:
     return {"suites": {name: plain(figures) for name, figures in found.items()}} if found else {}
 
 
-def _by_group(ctx: Context, samples: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Any]:
+def by_group(ctx: Context, samples: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Any]:
     """A policy and SFT by the reward model of every group that has one of its own; {} where none has."""
     names = group_names(ctx.artifacts / "reward")
     if not names:
