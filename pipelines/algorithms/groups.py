@@ -37,7 +37,7 @@ def find_groups(
     """Clusters of annotators with a linear Bradley-Terry reward each, by hard expectation maximisation (Algorithm 2).
 
     ``differences_NH``: features of the chosen answer less those of the rejected one; ``annotators`` [N] numbers 0..M-1 who
-    preferred it. E-step: an annotator belongs to argmax_u sum log sigmoid(w_u . d) over his own pairs. M-step: each w_u is most
+    preferred it. E-step: an annotator belongs to argmax_u sum log sigmoid(w_u . d) over their own pairs. M-step: each w_u is most
     likely for its members' pairs (ridge ``RIDGE``; the problem is convex). Ends where nobody moves; the best of ``restarts``
     random beginnings. Clusters are numbered in the order of their first member. Raises ValueError for fewer annotators than
     clusters.
