@@ -65,9 +65,12 @@ def test_groups_that_contradict_each_other_get_a_model_each(tmp_path: Path, grou
         }
         lover_of_day = told["annotators"]["e0"]
     else:
-        assert told == {"groups": ["juliet", "romeo"], "annotators": {}}
+        assert (told["groups"], told["annotators"]) == (["juliet", "romeo"], {})
         lover_of_day = "romeo"
     assert group_names(out) == sorted(told["groups"])
+    for name, others in told["agreement"].items():
+        assert others[name] > 0.9
+        assert sum(others.values()) == pytest.approx(1.0, abs=0.01)  # the other group's pairs are the same, turned round
     scores = read_table(out / "group_scores.parquet", GROUP_SCORES)
     assert len(scores) == 4 * 3 * 2  # prompts of the test split, answers, groups
     for name, own in scores.groupby("group"):
