@@ -45,7 +45,7 @@ def features(job: Job, answers: Sequence[Answer], worker: Worker) -> list[np.nda
     found = []
     for start in range(0, len(rows), job.batch_size):
         batch = {name: value.to(worker.device) for name, value in collate(rows[start : start + job.batch_size]).items()}
-        with autocast(job.precision, worker.device):  # type: ignore[arg-type]
+        with autocast(job.precision, worker.device):
             hidden = model.trunk(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         found += list(pool(hidden.last_hidden_state.float(), batch["answer_mask"], job.pooling).cpu().numpy())
         worker.journal.log(min(start + job.batch_size, len(rows)), len(rows), note="features")

@@ -107,10 +107,10 @@ def _compare_groups(ctx: Context, pairs: pd.DataFrame, belongs: pd.Series, annot
     for number, mean in enumerate(scores.mean()):
         recentre(group_folder(out, number), float(mean))
     test = pairs["split"] == "test"
-    worth = {answer: row for answer, row in zip(answers, (scores - scores.mean()).to_dict("records"), strict=True)}
-    sides = [[worth[answer] for answer in side] for side in scoring.sides_of(pairs[test])]
-    told = {"groups": names, "annotators": annotators, "agreement": agreement(*sides, belongs[test], names)}
-    write_json(out / GROUPS, told)
+    worth = {answer: dict(zip(names, row, strict=True)) for answer, row in zip(answers, scores.to_numpy().tolist(), strict=True)}
+    chosen, rejected = ([worth[answer] for answer in side] for side in scoring.sides_of(pairs[test]))
+    agreed = agreement(chosen, rejected, belongs[test], names)
+    write_json(out / GROUPS, {"groups": names, "annotators": annotators, "agreement": agreed})
     tested = set(scoring.answers_of(pairs[test]))
     table = pd.DataFrame(answers, columns=["prompt", "answer", "ended"])
     columns = [table.assign(group=name, score=scores[name] - scores[name].mean()) for name in names]

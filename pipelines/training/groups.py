@@ -68,5 +68,5 @@ def agreement(
     ``chosen`` and ``rejected``: each pair's answers' scores by group; ``belongs``: whose pair it is.
     """
     one, other = pd.DataFrame(chosen, index=belongs.index), pd.DataFrame(rejected, index=belongs.index)
-    likely = 1.0 / (1.0 + np.exp(other - one))
+    likely = {u: 1.0 / (1.0 + np.exp(other[u] - one[u])) for u in names}
     return {u: {v: round(float(likely[u][belongs == v].mean()), DIGITS) for v in names} for u in names}

@@ -62,7 +62,7 @@ class Scored(Reward):
         loss = self.objective(scores_A, inputs)
         if "winners" in inputs:
             right = (scores_A[inputs["winners"]] > scores_A[inputs["losers"]]).float().mean()
-            figures = self._metrics["train" if self.model.training else "eval"]
+            figures = self._metrics["train" if model.training else "eval"]
             figures["accuracy"].append(self.accelerator.gather_for_metrics(right).mean().item())
         return (loss, outputs) if return_outputs else loss
 
