@@ -86,9 +86,8 @@ def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engin
     # what the policy itself sampled differs from the pass over whole answers by rounding alone, which is not made up for
     own = params.engine == "hf"
     padded["sampled"] = padded["logprobs"] if own else _padded([torch.tensor(row) for row in sampled.logprobs], mask)
-    return Rollout(
-        first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=torch.zeros(len(prompts)), terms={}, groups={}
-    )
+    scores = torch.zeros(len(prompts))
+    return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=scores, terms={}, groups={})
 
 
 def score(rollout: Rollout, rewards: Sequence[OpenTerm]) -> None:
