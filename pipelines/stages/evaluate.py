@@ -188,7 +188,7 @@ def _suites(ctx: Context, model: Path) -> dict[str, Any]:
 
 
 def by_group(ctx: Context, samples: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Any]:
-    """A policy and SFT by the reward model of every group that has one of its own; {} where none has."""
+    """A policy and SFT by the reward model of every group that has one of its own, from their texts; {} where none has."""
     names = group_names(ctx.artifacts / "reward")
     if not names:
         return {}

@@ -127,7 +127,7 @@ def test_groups_are_shown_where_they_have_reward_models(html: str, tmp_path: Pat
         worst = {"groups": groups, "worst_group": "g3", "worst_group_win_rate": rate}
         write_json(file, json.loads(file.read_text(encoding="utf-8")) | worst)
     run = findings.gather(tmp_path / "artifacts", METHODS, Evaluate(), seed=1)
-    page_html = page.render(run, plots.draw(run), examples=2)
+    page_html = page.render(run, [], examples=2)
     text = " ".join(text for _, text in Visible(page_html).found)
     assert "g1: ann, bob." in text
     assert "Worst off under dpo: g3 (37.5\u00a0%); ppo: g3 (62.5\u00a0%)." in text.replace(" %", "\u00a0%")

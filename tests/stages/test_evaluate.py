@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -70,9 +71,12 @@ def test_a_policy_is_measured_by_every_group_with_a_reward_model(tmp_path: Path)
     one, other = (found["groups"][name] for name in ("Côte d'Ivoire", "b"))
     assert one["win_rate"] + other["win_rate"] == pytest.approx(1.0)
     assert one["reward_mean"] == pytest.approx(-other["reward_mean"], abs=1e-5)
-    drawn = ours[ours["answer"] != "greedy"]
-    # the second group's head was turned twice: it is the reward model itself, which has scored the sampled tokens
-    assert other["reward_mean"] == pytest.approx(drawn["reward"].mean(), abs=1e-4)
+    # the second group's head was turned twice: it is the reward model itself, here on the texts, row by row
+    drawn, tokenizer = ours[ours["answer"] != "greedy"], load_tokenizer(artifacts / "sft" / "model")
+    asked = [encode_prompt(tokenizer, text) for text in drawn["prompt"]]
+    said = [encode_completion(tokenizer, text, eos=ended) for text, ended in zip(drawn["text"], drawn["ended"], strict=True)]
+    reward = load_reward(artifacts / "reward", artifacts / "sft" / "model")
+    assert other["reward_mean"] == pytest.approx(np.mean(score(reward, asked, said, 1, "float32")), abs=1e-4)
     assert found["worst_group_win_rate"] == min(one["win_rate"], other["win_rate"])
     assert "groups/Côte d_Ivoire/win_rate" in evaluate.numbers(found)
     shutil.rmtree(artifacts / "reward" / "groups")
