@@ -3,7 +3,7 @@
     python benchmarks/maxmin.py --seeds 1 2 3
 
 A small model from scratch (recipe ``tiny``), people of two groups with tastes of their own, as in the small experiment of
-Chakraborty et al. 2024 (most want a kind tone, some want few words). A minute or two a seed on one core; each seed's result is
+Chakraborty et al. 2024 (most want a kind tone, some want few words). Some minutes a seed on one core; each seed's result is
 kept under .runs/maxmin. ``--collect`` only records what is there.
 """
 
