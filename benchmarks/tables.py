@@ -276,12 +276,39 @@ def judges() -> str:
     return "\n".join(rows) + f"\n\n{result['pairs']} pairs. {alone}{_provenance(result)}\n"
 
 
+def maxmin() -> str:
+    """The single reward model against MaxMin: every group's win rate over SFT by its own judge, a row a seed and policy."""
+    result = _load("maxmin")
+    if result is None:
+        return "Not measured yet.\n"
+    names = list(result["groups"])
+    heads = " | ".join(f"{name} ({result['groups'][name]:.0%} of people): win rate" for name in names)
+    rows = [f"| seed | policy | {heads} | worst group | words an answer | KL (nats) |", "|" + "---|" * (5 + len(names))]
+    rates: dict[str, dict[str, list[float]]] = {}
+    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+        for policy, found in run["policies"].items():
+            won = [found["win_rate"][name] for name in names]
+            for name, rate in zip(["worst", *names], [min(won), *won], strict=True):
+                rates.setdefault(policy, {}).setdefault(name, []).append(rate)
+            cells = " | ".join(f"{rate:.3f}" for rate in won)
+            rows.append(f"| {seed} | {policy} | {cells} | **{min(won):.3f}** | {found['words']:.1f} | {found['kl']:.2f} |")
+    means = {policy: {name: statistics.mean(values) for name, values in own.items()} for policy, own in rates.items()}
+    worst = ", ".join(f"{own['worst']:.3f} ({policy})" for policy, own in means.items())
+    paid = "; ".join(f"{name} {means['maxmin'][name] - means['single'][name]:+.3f}" for name in names)
+    right = ", ".join(f"{run['found']:.2f}" for _, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])))
+    return "\n".join(rows) + (
+        f"\n\nMean over {len(result['seeds'])} seeds: the worst group's win rate {worst}. MaxMin less single, by group: {paid}. "
+        f"People whom expectation maximisation put into the right group, a share a seed: {right}. {_provenance(result)}\n"
+    )
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
     "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation,
     "methods": methods, "betas": betas,
     "judges": judges,
+    "maxmin": maxmin,
 }  # fmt: skip
 
 

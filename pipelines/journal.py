@@ -7,8 +7,12 @@ the tracker. Training therefore never waits for a tracking server, and a line th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+UNFIT = re.compile(r"[^\w .-]")
+"""What a name that people gave (of a group) may hold and the name of a metric may not."""
 
 
 class Journal:
@@ -31,6 +35,11 @@ class Journal:
         line = {"step": step, "total": total, "metrics": metrics or {}, "timings": timings or {}, "note": note}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def metric_name(name: str) -> str:
+    """``name`` as a part of a metric's name."""
+    return UNFIT.sub("_", name)
 
 
 def read_from(path: Path, offset: int) -> tuple[list[dict], int]:

@@ -56,6 +56,9 @@ def test_the_params_file_is_at_first_the_default_recipe() -> None:
         ),
         ("policies", {"mine": {"method": "ppo", "rewards": [{"kind": "callable"}]}}, ["needs callable:"]),
         ("policies", {"mine": {"method": "ppo", "rewards": [{"kind": "model"}, {"kind": "model"}]}}, ["a name of its own"]),
+        ("policies", {"mine": {"method": "ppo", "rewards": [{"kind": "maxmin"}]}}, ["reward.groups: given", "or found"]),
+        ("reward", {"loss": "listwise"}, ["reward.loss"]),
+        ("reward", {"loss": "all_pairs", "margin": 0.5}, ["margin 0.5 belongs to loss: bradley_terry"]),
         ("policies", {"; touch x": {"method": "dpo"}}, ["policies.; touch x"]),
         (
             "policies",

@@ -152,6 +152,16 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _groups_have_reward_models(self) -> Params:
+        for name, policy in self.policies.items():
+            if isinstance(policy, Ppo) and self.reward.groups == "none" and "maxmin" in [term.kind for term in policy.rewards]:
+                raise ValueError(
+                    f"policies.{name}.rewards: kind maxmin needs a reward model for each group; set reward.groups: given (the"
+                    " pairs' column group) or found (groups of annotators who choose alike)"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _gold_watches_no_training(self) -> Params:
         judge = self.preferences.judge
         for name, policy in self.policies.items():

@@ -107,7 +107,7 @@ class Scorer(Section):
     What a kind needs to know stands in the section of its name; no other section may be there.
     """
 
-    kind: Literal["model", "lexicon", "callable", "classifier", "reward", "constitution", "ensemble"]
+    kind: Literal["model", "maxmin", "lexicon", "callable", "classifier", "reward", "constitution", "ensemble"]
     callable: str = ""
     classifier: Classifier | None = None
 

@@ -34,10 +34,11 @@ class RewardTerm(Scorer):
     """One term of what an on-policy method maximises: the reward model, or a judge of texts.
 
     An ensemble of reward models gives its mean less ``deviations`` standard deviations (Coste et al. 2024, eq. 4: caution
-    where the members disagree).
+    where the members disagree). ``maxmin`` is, in every step, the reward model of the group that is worst off (Chakraborty et
+    al. 2024); ``reward.groups`` trains one for each.
     """
 
-    kind: Literal["model", "lexicon", "callable", "classifier"] = "model"
+    kind: Literal["model", "maxmin", "lexicon", "callable", "classifier"] = "model"
     weight: float = 1.0
     deviations: Annotated[float, Field(ge=0.0)] = 0.0
 

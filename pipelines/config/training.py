@@ -80,14 +80,28 @@ class Sft(Training):
 
 
 class Reward(Training):
-    """A Bradley-Terry reward model on the SFT model's first ``layers`` layers (0 = all). ``group_by_length`` as in ``sft``.
+    """A reward model on the SFT model's first ``layers`` layers (0 = all). ``group_by_length`` as in ``sft``.
 
-    ``members`` of an ensemble differ in their seed: their adapters' start and the order of the pairs.
+    ``loss``: ``bradley_terry`` learns pair by pair; a ``margin`` above 0 asks for a difference of that much for every unit of the
+    pair's own margin (Touvron et al. 2023, eq. 2; a pair without one asks for 0), and ``center_rewards_coefficient`` draws a
+    pair's two scores towards a sum of 0 (Eisenstein et al. 2023). ``all_pairs`` (InstructGPT) and ``plackett_luce`` hold all
+    comparisons of a prompt together and score each answer once: ``batch_size`` and ``micro_batch_size`` then count prompts.
+    ``regression`` fits the grades of single answers (squared error, in standard deviations of the training grades): it needs
+    pairs with grades, and the sizes count answers.
+
+    ``members`` of an ensemble differ in their seed: their adapters' start and the order of the pairs. ``groups`` adds a model
+    for each group: ``given`` in the pairs' column, or ``found``, ``clusters`` of them, among annotators (groups, where no
+    annotator is named) who choose alike.
     """
 
     members: Count = 1
     pooling: Literal["mean", "last"] = "mean"
     layers: Annotated[int, Field(ge=0)] = 4
+    loss: Literal["bradley_terry", "all_pairs", "plackett_luce", "regression"] = "bradley_terry"
+    margin: Annotated[float, Field(ge=0.0)] = 0.0
+    center_rewards_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    groups: Literal["none", "given", "found"] = "none"
+    clusters: Annotated[int, Field(ge=2)] = 2
     learning_rate: Positive = 3e-3
     warmup_ratio: Fraction = 0.1
     num_train_epochs: Count = 1
@@ -95,3 +109,10 @@ class Reward(Training):
     group_by_length: bool = False
     early_stopping_patience: Count = 3
     eval_steps: Count = 10
+
+    @model_validator(mode="after")
+    def _margins_are_for_pairs(self) -> Reward:
+        for name in ("margin", "center_rewards_coefficient"):
+            if getattr(self, name) and self.loss != "bradley_terry":
+                raise ValueError(f"{name} {getattr(self, name)} belongs to loss: bradley_terry; loss {self.loss} takes none")
+        return self

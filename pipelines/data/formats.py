@@ -51,6 +51,8 @@ class Row(NamedTuple):
     source: str | None = None
     task: str | None = None
     template: str | None = None
+    chosen_grade: float | None = None
+    rejected_grade: float | None = None
 
 
 class Fields:
@@ -148,7 +150,7 @@ def reader(kind: str, source: Source, origin: str) -> Callable[[Record], tuple[l
     def rows(record: Record) -> tuple[list[Row], int]:
         made, ties = read(record, fields, source)
         if not nested and paths.isdisjoint(record):
-            return [Row(*row[:6], margin=row.margin, source=origin, task=usual) for row in made], ties
+            return [row._replace(source=origin, task=usual) for row in made], ties
         meta = meta_of(record, fields, source, origin)
         return [row._replace(**meta) for row in made], ties
 
@@ -255,7 +257,7 @@ def _asked(messages: Any) -> list[dialogues.Turn]:
 
 
 def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
-    """Every pair of answers that are not tied. A score says by how much (margin), a rank (1 is best) does not."""
+    """Every pair of answers that are not tied. Scores are grades and say by how much (margin), ranks (1 is best) do not."""
     prompt, answers = fields.text(record, "prompt"), fields.get(record, "answers")
     if type(answers) is not list or len(answers) < 2:
         raise BadRow("wrong-type", "answers: expected a list of two or more", "write the answers as a list", "answers")
@@ -272,8 +274,10 @@ def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
         if values[one] == values[two] or texts[one].strip() == texts[two].strip():
             ties += 1
         else:
-            margin = values[best] - values[worst] if scores is not None else None
-            rows.append(pair_of(prompt, texts[best], texts[worst])._replace(margin=margin))
+            pair = pair_of(prompt, texts[best], texts[worst])
+            if scores is not None:
+                pair = pair._replace(margin=scores[best] - scores[worst], chosen_grade=scores[best], rejected_grade=scores[worst])
+            rows.append(pair)
     return rows, ties
 
 

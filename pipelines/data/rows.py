@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("group", "annotator")),
         *((name, pa.float64()) for name in ("margin", "weight")),
         *((name, pa.string()) for name in ("source", "task", "template")),
+        *((name, pa.float64()) for name in ("chosen_grade", "rejected_grade")),
         *_META.items(),
     ]
 )

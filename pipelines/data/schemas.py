@@ -90,12 +90,21 @@ PAIRS = _table(
         "rejected_ended": pa.Column(bool),
         "annotator": _optional(_STRING),
         "weight": _optional(float),
+        "chosen_grade": _optional(float),
+        "rejected_grade": _optional(float),
     },
     checks=pa.Check(lambda rows: rows["chosen"] != rows["rejected"], name="chosen equals rejected"),
 )
 """Preferences of a judge or of people. ``margin`` is the judge's score of chosen minus rejected; NaN where unknown.
 A sampled answer may be empty (the model ended at once), or cut at the longest length: ``..._ended`` False, no EOS is
-trained on. People's answers have ended."""
+trained on. People's answers have ended. ``..._grade``: what each answer was worth on one scale, where that is known."""
+
+GROUP_SCORES = _table(
+    "group_scores",
+    {"prompt": _text(), "answer": _text(empty=True), "ended": pa.Column(bool), "group": _text(), "score": pa.Column(float)},
+    unique=["prompt", "answer", "ended", "group"],
+)
+"""What every group's own reward model gives to the answers of the held-out pairs (split test), whoever compared them."""
 
 LABELS = _table(
     "labels",

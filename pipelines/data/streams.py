@@ -90,7 +90,8 @@ def corpus_of(found: Ingested, candidates: pd.DataFrame) -> Iterator[pa.Table]:
 
 def optional_of(found: Ingested) -> list[str]:
     """The columns of the table of pairs that only some sources bring, and this one does."""
-    return [name for name in ("annotator", "weight") if found.column(name).null_count < found.rows]
+    names = ("annotator", "weight", "chosen_grade", "rejected_grade")
+    return [name for name in names if found.column(name).null_count < found.rows]
 
 
 def pairs_of(found: Ingested) -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipelines.config import Evaluate
 from pipelines.context import seed_for
-from pipelines.data.schemas import GOLD, PAIRS
+from pipelines.data.schemas import GOLD, GROUP_SCORES, PAIRS, empty
 from pipelines.data.tables import read_table
 from pipelines.evaluation import optimisation
 from pipelines.evaluation.comparison import ratings, sampled
@@ -39,6 +39,8 @@ class Findings:
     """Quantiles of the tokens of what SFT and the reward model were trained on."""
     pairs: pd.DataFrame
     scored_pairs: pd.DataFrame
+    group_scores: pd.DataFrame
+    """What each group's own reward model gives to held-out answers (GROUP_SCORES); empty where no group has one."""
     curves: dict[str, pd.DataFrame]
     """Reward model and judge against KL: best-of-n under ``sft``, each policy's steps under its name."""
 
@@ -58,6 +60,9 @@ def gather(artifacts: Path, methods: Mapping[str, str], evaluate: Evaluate, seed
     reward["gold_rank_correlation"] = _agreement(samples[SFT])
     scored = read_table(artifacts / "evaluations" / SFT / "pairs.parquet", SCORED_PAIRS)
     reward |= quality(scored, evaluate.bootstrap, seed_for(seed, "bootstrap"))
+    grouped = artifacts / "reward" / "group_scores.parquet"
+    if grouped.is_file():
+        reward["groups"] = _json(artifacts / "reward" / "groups.json")
     evaluations = {name: _json(artifacts / "evaluations" / name / "metrics.json") for name in names}
     for name, (rating, interval) in rated(samples, evaluate, seed).items():
         evaluations[name] |= {"rating": rating, "rating_ci": interval}
@@ -87,6 +92,7 @@ def gather(artifacts: Path, methods: Mapping[str, str], evaluate: Evaluate, seed
         },
         pairs=pairs,
         scored_pairs=scored,
+        group_scores=read_table(grouped, GROUP_SCORES) if grouped.is_file() else empty(GROUP_SCORES),
         curves=curves,
     )
 

@@ -17,10 +17,13 @@ from pipelines.diagnosis.audit import Audit
 from pipelines.evaluation import summary
 from pipelines.evaluation.comparison import GREEDY
 from pipelines.evaluation.findings import SFT, Findings, in_hash_order
+from pipelines.evaluation.groups import questions
 from pipelines.evaluation.plots import colour_of
 from pipelines.evaluation.svg import SERIES, Plot, inline
 
 FOLDER = Path(__file__).parent
+QUESTIONS = 3
+"""Held-out questions whose answers are shown as each group sees them."""
 Cell = dict[str, Any]
 
 FIGURES: tuple[tuple[str, str, str], ...] = (
@@ -89,6 +92,7 @@ def render(found: Findings, plots: list[Plot], examples: int, audited: Audit | N
         plots=sections,
         reward=_reward_facts(metrics["reward"]),
         reward_groups=_reward_groups(metrics["reward"]),
+        groups=_groups(found),
         tables=_tables(found.quality),
         quality=_facts({key: value for key, value in found.quality.items() if key != "tables"}),
         tokens=_token_facts(found.tokens),
@@ -203,6 +207,24 @@ def _reward_groups(reward: dict[str, Any]) -> list[tuple[str, str, str, str, str
             )
         )
     return rows
+
+
+def _groups(found: Findings) -> Cell:
+    """What each group's own reward model says: of the other groups' pairs, of the policies, of some answers; {} without any."""
+    told = found.metrics["reward"].get("groups")
+    if not told:
+        return {}
+    names, agreement = told["groups"], told["agreement"]
+    agreed = [(u, [shown(agreement[u][v], "%") for v in names]) for u in names]
+    rows = found.metrics["policies"]
+    rates = [(u, [shown(rows[name]["groups"][u]["win_rate"], "%") for name in found.policies]) for u in names]
+    worst = [f"{name}: {rows[name]['worst_group']} ({shown(rows[name]['worst_group_win_rate'], '%')})" for name in found.policies]
+    prompts = in_hash_order(found.group_scores["prompt"])
+    asked = questions(found.group_scores, QUESTIONS, prompts)
+    for question in asked:
+        question["rows"] = [(name, [shown(value, ".3f") for value in values]) for name, values in question["rows"].items()]
+    members = {name: [who for who, own in told["annotators"].items() if own == name] for name in names}
+    return {"names": names, "agreed": agreed, "rates": rates, "worst": worst, "questions": asked, "members": members}
 
 
 def _pair_facts(pairs: pd.DataFrame) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from pipelines.models.adapters import is_adapted, load_adapter, save_adapter
 from pipelines.models.loading import autocast, load_causal_lm, load_tokenizer, vocabulary
 
 HEAD, SETTINGS, ADAPTER, TRUNK = "head.safetensors", "reward.json", "adapter", "trunk.safetensors"
+GROUPS = "groups.json"
 Pooling = Literal["mean", "last"]
 
 
@@ -145,6 +146,31 @@ def load_members(folder: Path, sft_folder: Path, device: str = "cpu") -> list[Re
     """All members of an ensemble; one where the reward model is alone."""
     count = 1 + len([path for path in (folder / "members").glob("*") if path.is_dir()])
     return [load_reward(member_folder(folder, member), sft_folder, device) for member in range(count)]
+
+
+def recentre(folder: Path, by: float) -> None:
+    """Take ``by`` off all scores of a saved reward model."""
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    write_json(folder / SETTINGS, settings | {"centre": settings["centre"] + by})
+
+
+def group_folder(folder: Path, number: int) -> Path:
+    """Where the reward model of a group is."""
+    return folder / "groups" / str(number)
+
+
+def group_names(folder: Path) -> list[str]:
+    """The groups that have a reward model of their own, by number; [] where none has."""
+    file = folder / GROUPS
+    return list(json.loads(file.read_text(encoding="utf-8"))["groups"]) if file.is_file() else []
+
+
+def load_groups(folder: Path, sft_folder: Path, device: str = "cpu") -> dict[str, RewardModel]:
+    """Every group's own reward model by the group's name. Raises DataError where there is none."""
+    names = group_names(folder)
+    if not names:
+        raise DataError(f"{folder}: no group has a reward model of its own; set reward.groups: given or found")
+    return {name: load_reward(group_folder(folder, n), sft_folder, device) for n, name in enumerate(names)}
 
 
 @torch.no_grad()

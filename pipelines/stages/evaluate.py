@@ -8,7 +8,7 @@ Writes:  evaluations/NAME/{samples.parquet, metrics.json} (NAME is ``sft`` for t
 Params:  seed, preferences.judge, evaluate
 Metrics: gold_mean, reward_mean, kl, win, lose, tie, win_rate, reward_win_rate, length, entropy, eos_rate, distinct_1..3,
          repetition, perplexity (of the answers under the base model) and its ratio to that of SFT's answers,
-         demonstration_perplexity, copied, exact_match, rouge_l, posix (docs/evaluation.md has all)
+         demonstration_perplexity, copied, exact_match, rouge_l, posix, groups (docs/evaluation.md has all)
 Paper:   Stiennon et al. 2020 (win rate and KL to SFT), Gao et al. 2022 (gold against proxy), Li et al. 2016 (distinct-n)
 """
 
@@ -26,15 +26,18 @@ from pipelines.context import Context
 from pipelines.data.schemas import DEMONSTRATIONS, PAIRS, PHRASINGS, PROMPTS, empty
 from pipelines.data.tables import read_table, whole_file, write_json, write_table
 from pipelines.errors import DataError
-from pipelines.evaluation import language, optimisation, scored_pairs, sensitivity, suites
+from pipelines.evaluation import groups, language, optimisation, scored_pairs, sensitivity, suites
 from pipelines.evaluation.answers import Job, Prompt, answer, as_table
 from pipelines.evaluation.comparison import sampled
 from pipelines.evaluation.figures import against, describe, plain
 from pipelines.evaluation.metrics import cluster_mean, perplexity
 from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
+from pipelines.journal import metric_name
 from pipelines.judges import make_judge, name_of
+from pipelines.models import scoring
 from pipelines.models.adapters import CONFIG, load_adapter, merge
 from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
+from pipelines.models.reward import group_folder, group_names
 
 SFT = "sft"
 
@@ -61,6 +64,7 @@ def run(ctx: Context) -> dict[str, float]:
     else:
         baseline = read_table(ctx.artifacts / "evaluations" / SFT / "samples.parquet", SAMPLES)
         metrics |= against(samples, baseline, ctx.params.evaluate, ctx.params.seed)
+        metrics |= by_group(ctx, samples, baseline)
         curve = optimisation.curve(_over_steps(ctx, prompts) | {0: baseline, _last_step(ctx): samples})
 
     # 4. outputs
@@ -76,7 +80,7 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     flat: dict[str, float] = {}
     for key, value in metrics.items():
         if isinstance(value, dict):
-            flat |= {f"{key}/{name}": number for name, number in numbers(value).items()}
+            flat |= {f"{metric_name(key)}/{name}": number for name, number in numbers(value).items()}
         elif isinstance(value, list):
             flat |= {f"{key}_low": float(value[0]), f"{key}_high": float(value[1])}
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -183,6 +187,22 @@ def _suites(ctx: Context, model: Path) -> dict[str, Any]:
             rows = suites.read_rows(ctx.root / suite.path, suite.path, suite.limit)
             found[name] = suites.figures(ctx.cluster.map(suites.ask, job, rows))
     return {"suites": {name: plain(figures) for name, figures in found.items()}} if found else {}
+
+
+def by_group(ctx: Context, samples: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Any]:
+    """A policy and SFT by the reward model of every group that has one of its own, from their texts; {} where none has."""
+    names = group_names(ctx.artifacts / "reward")
+    if not names:
+        return {}
+    evaluate = ctx.params.evaluate
+    folders = tuple(group_folder(ctx.artifacts / "reward", number) for number in range(len(names)))
+    job = scoring.Job(ctx.artifacts / SFT / "model", folders, evaluate.generation.batch_size, evaluate.precision)
+    answers = list(dict.fromkeys(answer for table in (samples, baseline) for answer in groups.answers_of(sampled(table))))
+    worth = dict(zip(answers, ctx.cluster.map(scoring.scores, job, answers), strict=True))
+    scores = {name: {answer: own[number] for answer, own in worth.items()} for number, name in enumerate(names)}
+    found = groups.by_group(samples, baseline, scores, evaluate, ctx.params.seed)
+    worst = groups.worst_group(found)
+    return {"groups": found, "worst_group": worst, "worst_group_win_rate": found[worst]["win_rate"]}
 
 
 def _score_pairs(ctx: Context) -> None:

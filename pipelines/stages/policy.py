@@ -110,13 +110,15 @@ def _prompts(ctx: Context) -> list[tuple[str, list[int]]]:
 
 
 def _terms(ctx: Context, entry: Scored) -> tuple[Term, ...]:
-    from pipelines.training.rewards import JudgeReward, LearnedReward, Term
+    from pipelines.training.rewards import JudgeReward, LearnedReward, MaxMinReward, Term
 
-    def source(term: RewardTerm) -> LearnedReward | JudgeReward:
-        if term.kind != "model":
-            return JudgeReward(_judge(term), ctx.root)
+    def source(term: RewardTerm) -> LearnedReward | MaxMinReward | JudgeReward:
         sft, size = ctx.artifacts / "sft" / "model", entry.generation.batch_size
-        return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
+        if term.kind == "model":
+            return LearnedReward(ctx.artifacts / "reward", sft, size, entry.precision, term.deviations)
+        if term.kind == "maxmin":
+            return MaxMinReward(ctx.artifacts / "reward", sft, size, entry.precision)
+        return JudgeReward(_judge(term), ctx.root)
 
     return tuple(Term(term.name, term.weight, source(term)) for term in entry.rewards)
 
@@ -146,7 +148,7 @@ def _seed(ctx: Context) -> int:
 
 
 def _check_scored(ctx: Context, entry: Scored) -> None:
-    _check_source(ctx, entry.learns_from, REWARD if any(term.kind == "model" for term in entry.rewards) else RULES)
+    _check_source(ctx, entry.learns_from, REWARD if any(term.kind in ("model", "maxmin") for term in entry.rewards) else RULES)
 
 
 def _check_source(ctx: Context, named: str, *expected: str) -> None:

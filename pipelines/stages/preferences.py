@@ -21,7 +21,7 @@ import pandas as pd
 from pipelines.config import Generation, Precision, Preferences
 from pipelines.context import Context, Worker, seed_for
 from pipelines.data.pairing import Scored, comparable, pair_up
-from pipelines.data.schemas import GOLD, PAIRS, PROMPTS, empty
+from pipelines.data.schemas import GOLD, PAIRS, PROMPTS
 from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
 from pipelines.judges import compare, compares, make_judge, name_of
@@ -69,6 +69,7 @@ def run(ctx: Context) -> dict[str, float]:
     judged, counts = judged_pairs(answers, settings, ctx.params.seed, differences)
     kept = people if settings.source == "both" else people.iloc[:0]
     pairs = pd.concat([frame for frame in (judged, kept) if len(frame)], ignore_index=True) if len(kept) else judged
+    pairs = pairs[[name for name in PAIRS.columns if name in pairs]]
 
     # 4. outputs; the true reward stays apart from what a training stage reads
     figures |= counts | {
@@ -132,7 +133,11 @@ def compared(ctx: Context, answers: pd.DataFrame) -> tuple[Differences, dict[str
 def judged_pairs(
     answers: pd.DataFrame, settings: Preferences, seed: int, differences: Differences | None = None
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """The table of pairs, and what became of the answers. ``margin`` stays unknown where the judge is gold."""
+    """The table of pairs, and what became of the answers.
+
+    Margin and grades stay unknown where the judge is gold, grades also where it compares.
+    """
+    graded = differences is None and not settings.judge.gold
     rows: list[dict[str, Any]] = []
     counts = {"duplicates": 0.0, "within_margin": 0.0}
     for prompt_id, own in answers.groupby("prompt_id", sort=False):
@@ -159,6 +164,7 @@ def judged_pairs(
                     "chosen_ended": bool(ended[chosen.number]),
                     "rejected_ended": bool(ended[rejected.number]),
                     "agrees": margin > 0.0,
+                    **({"chosen_grade": chosen.score, "rejected_grade": rejected.score} if graded else {}),
                 }
             )
     if not rows:
@@ -167,7 +173,7 @@ def judged_pairs(
             "lower preferences.min_margin, raise preferences.answers, or check the judge"
         )
     frame = pd.DataFrame(rows)
-    return frame[list(empty(PAIRS))], counts | {"label_agreement": float(frame["agrees"].mean())}
+    return frame[[name for name in PAIRS.columns if name in frame]], counts | {"label_agreement": float(frame["agrees"].mean())}
 
 
 def _scored(own: pd.DataFrame) -> list[Scored]:

@@ -14,19 +14,23 @@ from pipelines.data.tables import read_table
 from pipelines.data.tokens import encode_completions, encode_prompts
 from pipelines.training.distributed import shared_out
 
-Row = dict[str, list[int]]
+Row = dict[str, Any]
+"""Tokens, as lists; and what was asked for beside them."""
 
 
-def read_rows(path: Path, tokenizer: Any, per_prompt: int = 0, ended_only: bool = False) -> dict[str, list[Row]]:
+def read_rows(
+    path: Path, tokenizer: Any, per_prompt: int = 0, ended_only: bool = False, beside: Sequence[str] = ()
+) -> dict[str, list[Row]]:
     """The pairs of each split as ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``; an answer that was cut has no EOS.
 
-    ``ended_only`` leaves out pairs with such an answer; ``per_prompt`` keeps the most decisive of the others.
+    ``ended_only`` leaves out pairs with such an answer; ``per_prompt`` keeps the most decisive of the others. The columns
+    ``beside`` come as they are, None where the table has none.
     """
     table = read_table(path, PAIRS)
     if ended_only:
         table = table[table["chosen_ended"] & table["rejected_ended"]]
     table = decisive(table, per_prompt)
-    return {split: _rows(table[table["split"] == split], tokenizer) for split in ("train", "validation", "test")}
+    return {split: _rows(table[table["split"] == split], tokenizer, beside) for split in ("train", "validation", "test")}
 
 
 def decisive(table: pd.DataFrame, per_prompt: int) -> pd.DataFrame:
@@ -65,9 +69,13 @@ def token_counts(rows: list[Row]) -> dict[str, float]:
     return {key: value for quantiles in found for key, value in quantiles.items()}
 
 
-def _rows(table: pd.DataFrame, tokenizer: Any) -> list[Row]:
+def _rows(table: pd.DataFrame, tokenizer: Any, beside: Sequence[str]) -> list[Row]:
     columns = [table[name] for name in ("prompt", "chosen", "rejected", "chosen_ended", "rejected_ended")]
-    return shared_out(lambda some: _encoded(some, tokenizer), list(zip(*columns, strict=True)))
+    rows = shared_out(lambda some: _encoded(some, tokenizer), list(zip(*columns, strict=True)))
+    for name in beside:
+        for row, value in zip(rows, table[name] if name in table else [None] * len(table), strict=True):
+            row[name] = value
+    return rows
 
 
 def _encoded(pairs: Sequence[tuple[str, str, str, bool, bool]], tokenizer: Any) -> list[Row]:

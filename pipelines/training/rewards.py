@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
+from pipelines.algorithms.groups import worst_off
 from pipelines.config import Judge, Precision
 from pipelines.errors import DataError
+from pipelines.training.distributed import all_sum
 
 if TYPE_CHECKING:
     from pipelines.models.reward import RewardModel
@@ -24,6 +28,14 @@ class Opinions(list[float]):
     def __init__(self, scores: list[float], deviations: list[float]) -> None:
         super().__init__(scores)
         self.deviations = deviations
+
+
+class WorstOff(list[float]):
+    """The scores of the group that is worst off, with every group's scores by its name."""
+
+    def __init__(self, scores: list[float], groups: dict[str, list[float]]) -> None:
+        super().__init__(scores)
+        self.groups = groups
 
 
 class RewardSource(Protocol):
@@ -67,6 +79,44 @@ class LearnedReward:
         from pipelines.models.reward import load_reward
 
         return load_reward(self.folder, self.sft, device)
+
+
+@dataclass(frozen=True)
+class MaxMinReward:
+    """Of all groups' reward models the one whose group is worst off under the policy as it is now (MaxMin-RLHF)."""
+
+    folder: Path
+    sft: Path
+    batch_size: int
+    precision: Precision
+
+    def open(self, tokenizer: Any, device: str) -> RewardFunction:
+        """Load every group's reward model."""
+        from pipelines.models.halves import halve_frozen
+        from pipelines.models.reward import load_groups, score
+
+        models = load_groups(self.folder, self.sft, device)
+        for model in models.values():
+            halve_frozen(model.trunk, self.precision)
+
+        def scores(prompts: Sequence[Row], answers: Sequence[Row], ended: Sequence[bool]) -> list[float]:
+            asked, said = list(prompts), list(answers)
+            return maxmin({name: score(model, asked, said, self.batch_size, self.precision) for name, model in models.items()})
+
+        return scores
+
+
+def maxmin(groups: dict[str, list[float]]) -> WorstOff:
+    """The scores of the group with the smallest mean over all workers' answers.
+
+    Chakraborty et al. 2024, Algorithm 1: in each step u = argmin_u F_u(pi), and PPO goes up F_u. F_u(pi) = E[r_u] - beta
+    KL(pi || pi_ref) is estimated on the step's own answers; its KL is every group's, so it does not decide. It is the least
+    expectation that is raised, not the expectation of each answer's least score, which is smaller.
+    """
+    values_GN = torch.tensor(list(groups.values()), dtype=torch.float64)
+    sums_G = all_sum(values_GN.sum(1))
+    means_G = sums_G / all_sum(torch.tensor(float(values_GN.shape[1]), dtype=torch.float64))
+    return WorstOff(list(groups.values())[worst_off(means_G)], groups)
 
 
 @dataclass(frozen=True)
@@ -123,6 +173,8 @@ def checked(function: RewardFunction) -> RewardFunction:
             raise DataError(f"the reward returned {type(found).__name__}, expected a list of numbers: {error}") from error
         if len(numbers) != len(answers):
             raise DataError(f"the reward returned {len(numbers)} scores for {len(answers)} answers; return one an answer")
+        if isinstance(found, WorstOff):
+            return WorstOff(numbers, found.groups)
         return Opinions(numbers, found.deviations) if isinstance(found, Opinions) else numbers
 
     return scores

@@ -16,12 +16,13 @@ from pipelines.algorithms.policy_gradient import TRUNCATION
 from pipelines.config import Ppo
 from pipelines.context import seed_for
 from pipelines.data.tokens import right_pad
+from pipelines.journal import metric_name
 from pipelines.models.generation import batches_of_like_length
 from pipelines.models.policy import pack
 from pipelines.training.distributed import all_sum
 from pipelines.training.engines import Engine
 from pipelines.training.learner import Learner
-from pipelines.training.rewards import OpenTerm, Opinions, Row
+from pipelines.training.rewards import OpenTerm, Opinions, Row, WorstOff
 
 
 class NonFinite(Exception):
@@ -59,6 +60,8 @@ class Rollout:
     """[B] each term as it came."""
     deviations: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """[B] standard deviation over the members of an ensemble of reward models; empty where there is none."""
+    groups: dict[str, torch.Tensor] = field(default_factory=dict)
+    """[B] the scores of every group's own reward model; empty where there is none."""
 
 
 def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engine, seed: int, step: int) -> Rollout:
@@ -83,7 +86,8 @@ def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engin
     # what the policy itself sampled differs from the pass over whole answers by rounding alone, which is not made up for
     own = params.engine == "hf"
     padded["sampled"] = padded["logprobs"] if own else _padded([torch.tensor(row) for row in sampled.logprobs], mask)
-    return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=torch.zeros(len(prompts)), terms={})
+    scores = torch.zeros(len(prompts))
+    return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=scores, terms={}, groups={})
 
 
 def score(rollout: Rollout, rewards: Sequence[OpenTerm]) -> None:
@@ -93,6 +97,8 @@ def score(rollout: Rollout, rewards: Sequence[OpenTerm]) -> None:
         rollout.terms[term.name] = torch.tensor(found)
         if isinstance(found, Opinions):
             rollout.deviations = torch.tensor(found.deviations)
+        if isinstance(found, WorstOff):
+            rollout.groups = {name: torch.tensor(values) for name, values in found.groups.items()}
         rollout.scores = rollout.scores + term.weight * rollout.terms[term.name]
     for name in ("scores", "logprobs", "sampled", "reference", "values"):
         bad = (~torch.isfinite(getattr(rollout, name))).sum().double()
@@ -175,22 +181,28 @@ def objectives(rollout: Rollout, scores_B: torch.Tensor, beta: float) -> dict[st
             (k3(ratios_BT) * rollout.mask).double().sum(),
             (rollout.entropies * rollout.mask).double().sum(),
             ended.sum(),
-            *[values.double().sum() for values in rollout.terms.values()],
+            *[values.double().sum() for values in [*rollout.terms.values(), *rollout.groups.values()]],
         ]
     )
-    rows, tokens, raw, final, kl, kl2, kl3, entropy, eos, *terms = all_sum(sums).tolist()
+    rows, tokens, raw, final, kl, kl2, kl3, entropy, eos, *parts = all_sum(sums).tolist()
+    terms, groups = parts[: len(rollout.terms)], parts[len(rollout.terms) :]
     single = {f"reward/{name}": total / rows for name, total in zip(rollout.terms, terms, strict=True)}
-    return {
-        "objective/kl": kl / rows,
-        "objective/kl_k2": kl2 / rows,
-        "objective/kl_k3": kl3 / rows,
-        "objective/scores": raw / rows,
-        "objective/non_score_reward": -beta * kl / rows,
-        "objective/rlhf_reward": (final - beta * kl) / rows,
-        "objective/entropy": entropy / tokens,
-        "tokens/response_length": tokens / rows,
-        "tokens/eos_rate": eos / rows,
-    } | (single if len(single) > 1 else {})
+    whose = {f"group/{metric_name(name)}": total / rows for name, total in zip(rollout.groups, groups, strict=True)}
+    return (
+        {
+            "objective/kl": kl / rows,
+            "objective/kl_k2": kl2 / rows,
+            "objective/kl_k3": kl3 / rows,
+            "objective/scores": raw / rows,
+            "objective/non_score_reward": -beta * kl / rows,
+            "objective/rlhf_reward": (final - beta * kl) / rows,
+            "objective/entropy": entropy / tokens,
+            "tokens/response_length": tokens / rows,
+            "tokens/eos_rate": eos / rows,
+        }
+        | (single if len(single) > 1 else {})
+        | whose
+    )
 
 
 def disagreement(rollout: Rollout) -> dict[str, float]:

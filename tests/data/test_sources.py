@@ -114,8 +114,10 @@ def test_formats_are_recognised() -> None:
 def test_ranked_answers_give_every_pair_without_ties() -> None:
     rows, ties, kind = _rows({"prompt": "a", "answers": ["x", "y", "z"], "scores": [1, 3, 1]})
     assert [(row.chosen, row.rejected, row.margin) for row in rows] == [("y", "x", 2.0), ("y", "z", 2.0)]
+    assert [(row.chosen_grade, row.rejected_grade) for row in rows] == [(3.0, 1.0), (3.0, 1.0)]
     assert (ties, kind) == (1, "ranked")
     rows, ties, _ = _rows({"prompt": "a", "answers": ["x", "y", "z"], "ranks": [2, 1, 3]})
+    assert {row.chosen_grade for row in rows} == {None}
     assert [(row.chosen, row.rejected, row.margin) for row in rows] == [("y", "x", None), ("x", "z", None), ("y", "z", None)]
     rows, ties, _ = _rows({"prompt": "a", "answers": [{"text": "x", "score": 0.5}, {"text": "y", "score": 0.5}]})
     assert (rows, ties) == ([], 1)
@@ -173,6 +175,17 @@ def test_pairs_keep_annotator_and_weight_and_labels_have_a_table(tmp_path: Path)
     assert {f"L{n}" for n in range(20) if n % 2 == 0} <= shown, "good answers are demonstrated"
     assert not {f"L{n}" for n in range(20) if n % 2} & shown
     assert facts["longer_wins"] == {"pairs": 20, "accuracy": 1.0}
+
+
+def test_scores_of_ranked_answers_are_grades_in_the_table_of_pairs(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "answers": [f"a{n}", "b", "c"], "scores": [3, n / 10, -1]} for n in range(20)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found, _ = _ingest(tmp_path, {"mine": Source(path="mine.jsonl")})
+    table = pa.concat_tables(streams.pairs_of(found)).to_pandas()
+    assert streams.optional_of(found) == ["chosen_grade", "rejected_grade"]
+    assert table["margin"].tolist() == (table["chosen_grade"] - table["rejected_grade"]).tolist()
+    third = table[table["prompt"] == "Q3"]
+    assert third[["chosen_grade", "rejected_grade"]].values.tolist() == [[3.0, 0.3], [3.0, -1.0], [0.3, -1.0]]
 
 
 def test_bad_rows_up_to_the_fraction_are_put_aside_and_listed(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 
 from pipelines.config import Evaluate
+from pipelines.data.schemas import GROUP_SCORES
+from pipelines.data.tables import write_json, write_table
 from pipelines.diagnosis.audit import Audit, Known, audit
 from pipelines.evaluation import findings, page, plots
 from pipelines.evaluation.findings import in_hash_order, labels
@@ -102,6 +104,38 @@ def test_the_figures_have_the_promised_shape(gathered: findings.Findings) -> Non
     assert metrics["sft"]["rating"] == 0.0
     low, high = metrics["policies"]["ppo"]["rating_ci"]
     assert 0 < low < metrics["policies"]["ppo"]["rating"] < high
+
+
+def test_groups_are_shown_where_they_have_reward_models(html: str, tmp_path: Path) -> None:
+    """The worked example of four groups as a question; a name and an answer that would like to be markup."""
+    assert 'id="groups"' not in html
+    write_run(tmp_path, METHODS, prompts=8)
+    names, reward = ["g1", "g2", "g3", "<b>g4</b>"], tmp_path / "artifacts" / "reward"
+    ratings = [[1, 1, 2], [2, 1, 2], [3, 1, 0], [0, 2, 3]]
+    rows = [
+        {"prompt": "What is it?", "answer": f" <i>y{k}</i>", "ended": True, "group": name, "score": float(own[k])}
+        for name, own in zip(names, ratings, strict=True)
+        for k in range(3)
+    ]
+    write_table(pd.DataFrame(rows), reward / "group_scores.parquet", GROUP_SCORES)
+    agreement = {u: {v: 0.9 if u == v else 0.25 for v in names} for u in names}
+    told = {"groups": names, "annotators": {"ann": "g1", "bob": "g1", "eve": "g2"}, "agreement": agreement}
+    write_json(reward / "groups.json", told)
+    for policy, rate in (("dpo", 0.375), ("ppo", 0.625)):
+        file = tmp_path / "artifacts" / "evaluations" / policy / "metrics.json"
+        groups = {name: {"reward_mean": 0.1, "win_rate": rate if name == "g3" else 0.75} for name in names}
+        worst = {"groups": groups, "worst_group": "g3", "worst_group_win_rate": rate}
+        write_json(file, json.loads(file.read_text(encoding="utf-8")) | worst)
+    run = findings.gather(tmp_path / "artifacts", METHODS, Evaluate(), seed=1)
+    page_html = page.render(run, [], examples=2)
+    text = " ".join(text for _, text in Visible(page_html).found)
+    assert "g1: ann, bob." in text
+    assert "Worst off under dpo: g3 (37.5\u00a0%); ppo: g3 (62.5\u00a0%)." in text.replace(" %", "\u00a0%")
+    assert "The answer whose worst group likes it most is y2." in text
+    assert "0.881 0.953 0.731" in text
+    assert "25.0" in text
+    assert "<b>g4</b>" not in page_html
+    assert "<i>y1</i>" not in page_html
 
 
 def test_the_examples_are_the_first_in_hash_order(gathered: findings.Findings, html: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,19 +17,20 @@ from pipelines import config
 from pipelines.adapters.cluster import connect
 from pipelines.context import Context, Worker
 from pipelines.data.schemas import PROMPTS
-from pipelines.data.tables import read_table, write_table
+from pipelines.data.tables import read_table, write_json, write_table
 from pipelines.data.tokens import encode_completion, encode_prompt
 from pipelines.errors import DataError
-from pipelines.evaluation.answers import answer
+from pipelines.evaluation.answers import answer, as_table
 from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
 from pipelines.evaluation.scored_pairs import FILLER
 from pipelines.journal import Journal
 from pipelines.models.loading import load_causal_lm, load_tokenizer
-from pipelines.models.reward import load_reward, score
+from pipelines.models.reward import group_folder, load_reward, save_reward, score
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
 from tests.small import model_folder
 from tests.stages.inputs import TESTED, demonstrations, prompts, write_inputs
+from tests.stages.local import Here
 
 GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
 WORKER = Worker(0, 1, "cpu", Journal(None))
@@ -51,6 +54,39 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[s
         for folder in staged.iterdir():
             folder.replace(root / "artifacts" / "evaluations" / folder.name)
     return ctx, results
+
+
+def test_a_policy_is_measured_by_every_group_with_a_reward_model(tmp_path: Path) -> None:
+    """Two groups with heads of opposite sign: what one finds better the other finds worse, so their win rates add up to 1."""
+    artifacts = tmp_path / "artifacts"
+    write_inputs(artifacts)
+    model = load_reward(artifacts / "reward", artifacts / "sft" / "model")
+    for number in range(2):
+        model.head.weight.neg_()
+        save_reward(model, group_folder(artifacts / "reward", number))
+    write_json(artifacts / "reward" / "groups.json", {"groups": ["Côte d'Ivoire", "b"], "annotators": {}, "agreement": {}})
+    ctx = Context("evaluate@ppo", params(EVALUATE), tmp_path, tmp_path / "scratch", Journal(None), Here(1))
+    ours, theirs = (as_table(answer(evaluate.job_of(ctx, name), evaluate.held_out(ctx), WORKER), even) for name in ("ppo", "sft"))
+    found = evaluate.by_group(ctx, ours, theirs)
+    one, other = (found["groups"][name] for name in ("Côte d'Ivoire", "b"))
+    assert one["win_rate"] + other["win_rate"] == pytest.approx(1.0)
+    assert one["reward_mean"] == pytest.approx(-other["reward_mean"], abs=1e-5)
+    # the second group's head was turned twice: it is the reward model itself, here on the texts, row by row
+    drawn, tokenizer = ours[ours["answer"] != "greedy"], load_tokenizer(artifacts / "sft" / "model")
+    asked = [encode_prompt(tokenizer, text) for text in drawn["prompt"]]
+    said = [encode_completion(tokenizer, text, eos=ended) for text, ended in zip(drawn["text"], drawn["ended"], strict=True)]
+    reward = load_reward(artifacts / "reward", artifacts / "sft" / "model")
+    assert other["reward_mean"] == pytest.approx(np.mean(score(reward, asked, said, 1, "float32")), abs=1e-4)
+    assert found["worst_group_win_rate"] == min(one["win_rate"], other["win_rate"])
+    assert "groups/Côte d_Ivoire/win_rate" in evaluate.numbers(found)
+    shutil.rmtree(artifacts / "reward" / "groups")
+    (artifacts / "reward" / "groups.json").unlink()
+    assert evaluate.by_group(ctx, ours, theirs) == {}
+
+
+def even(prompts: list[str], answers: list[str]) -> list[float]:
+    """A judge without a taste."""
+    return [0.0] * len(answers)
 
 
 def test_only_held_out_prompts_are_answered(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:

@@ -1,6 +1,7 @@
 """The policy stage: every kind of method on a small model through their own inputs, files as the next stages read them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipelines.errors import ConfigurationError
 from pipelines.journal import Journal
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.stages import policy
+from pipelines.stages import reward as stages_reward
 from pipelines.training import reward
 from tests import small
 from tests.judges import models
@@ -45,13 +47,19 @@ REJECTION: dict[str, Any] = SMALL | {
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A project after the stages sft, preferences and reward."""
-    artifacts = tmp_path / "artifacts"
-    small.model_folder(artifacts / "sft" / "model")
-    (artifacts / "preferences").mkdir()
+    artifacts = project(tmp_path)
     pairs = helpers.pairs(artifacts / "preferences")
     training = config.Reward(**SMALL, layers=1, num_train_epochs=1)
     job = reward.Job(artifacts / "sft" / "model", pairs, artifacts / "reward", tmp_path / "scratch", training, 1)
     reward.train(job, helpers.worker())
+    return tmp_path
+
+
+def project(folder: Path) -> Path:
+    """A project after the stage sft: its artifacts."""
+    artifacts = folder / "artifacts"
+    small.model_folder(artifacts / "sft" / "model")
+    (artifacts / "preferences").mkdir()
     rows = [
         {
             "id": f"q{n}",
@@ -65,15 +73,15 @@ def root(tmp_path: Path) -> Path:
         for n in range(12)
     ]
     write_table(pd.DataFrame(rows), artifacts / "prepared" / "prompts.parquet", PROMPTS)
-    return tmp_path
+    return artifacts
 
 
-def _context(root: Path, entry: dict[str, Any]) -> Context:
+def _context(root: Path, entry: dict[str, Any], **settings: Any) -> Context:
     sections = dict.fromkeys(("base", "sft", "reward", "evaluate", "report"), {})
-    params = {"prepare": {}, "preferences": {"judge": {}}, "policies": {"mine": entry}} | sections
-    scratch = root / "run"
+    params = {"prepare": {}, "preferences": {"judge": {}}, "policies": {"mine": entry}} | sections | settings
+    validated, scratch = Params.model_validate(params), root / "run"
     scratch.mkdir()
-    return Context("policy@mine", Params.model_validate(params), root, scratch, Journal(None), Here(1))
+    return Context("policy@mine", validated, root, scratch, Journal(None), Here(1))
 
 
 def test_a_sum_of_rewards_is_logged_term_by_term(root: Path) -> None:
@@ -113,6 +121,24 @@ def test_rules_alone_need_no_reward_model(root: Path) -> None:
     policy.run(_context(root, PPO | rule | {"learns_from": "artifacts/prepared/prompts.parquet"}))
     history = read_table(root / "run/outs/artifacts/policies/mine/history.parquet")
     assert not [name for name in history if name.startswith("reward/")]
+
+
+def test_maxmin_goes_up_for_the_group_that_is_worst_off(tmp_path: Path) -> None:
+    """From the stage reward, with a model for each of two groups, to the policy: the score is the smaller of their means."""
+    artifacts = project(tmp_path)
+    helpers.contradicting(artifacts / "preferences")
+    settings = {"reward": SMALL | {"layers": 1, "groups": "given"}}
+    entry = PPO | {"steps": 3, "rewards": [{"kind": "maxmin"}]}
+    context = _context(tmp_path, entry, **settings)
+    stages_reward.run(replace(context, stage="reward"))
+    (tmp_path / "run" / "outs" / "artifacts" / "reward").rename(artifacts / "reward")
+    policy.run(context)
+    history = read_table(tmp_path / "run/outs/artifacts/policies/mine/history.parquet")
+    groups = history[["group/juliet", "group/romeo"]]
+    assert history["objective/scores"].tolist() == pytest.approx(groups.min(axis=1).tolist(), abs=1e-6)
+    assert (groups["group/juliet"] != groups["group/romeo"]).all()
+    with pytest.raises(ValueError, match="reward.groups: given"):
+        _context(tmp_path / "other", entry)
 
 
 def length(prompts: list[str], answers: list[str]) -> list[float]:

@@ -108,6 +108,9 @@ def test_answers_do_not_depend_on_shards_or_batches(root: Path) -> None:
 def test_without_a_gold_judge_there_is_no_gold_but_a_margin(root: Path) -> None:
     out, _ = _run(root, judge={"kind": "callable", "callable": "tongue:vowels", "gold": False})
     assert len(read_table(out / "gold.parquet", GOLD)) == 0
+    pairs = read_table(out / "pairs.parquet", PAIRS)
+    assert (pairs["chosen_grade"] - pairs["rejected_grade"]).tolist() == pairs["margin"].tolist()
+    assert pairs["chosen_grade"].tolist() == [float(sum(text.count(v) for v in "aeiou")) for text in pairs["chosen"]]
     assert (read_table(out / "pairs.parquet", PAIRS)["margin"] > 0).all()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +61,50 @@ def pairs(folder: Path, counts: tuple[int, int, int] = (32, 8, 8)) -> Path:
         for number, split in enumerate(splits)
     ]
     write_table(pd.DataFrame(rows), folder / "pairs.parquet", PAIRS)
+    return folder / "pairs.parquet"
+
+
+RANKED = (" sweet day", " plain noon", " sour night")
+"""Three answers to any prompt, the best one first."""
+
+
+def ranked(folder: Path, counts: tuple[int, int, int] = (16, 4, 4), group: str = "romeo", turned: bool = False) -> Path:
+    """All comparisons of three answers a prompt, with grades 2, 1, 0; ``turned``: the last answer is the best one."""
+    splits = [split for split, count in zip(("train", "validation", "test"), counts, strict=True) for _ in range(count)]
+    order = RANKED[::-1] if turned else RANKED
+    rows = [
+        {
+            "id": f"{group}{number}-{one}-{two}",
+            "prompt_id": f"q{number}",
+            "prompt": f"JULIET: hour {number}",
+            "chosen": order[one],
+            "rejected": order[two],
+            "judge": "people",
+            "group": group,
+            "margin": float(two - one),
+            "source": "test",
+            "split": split,
+            "chosen_ended": True,
+            "rejected_ended": True,
+            "chosen_grade": 2.0 - one,
+            "rejected_grade": 2.0 - two,
+        }
+        for number, split in enumerate(splits)
+        for one, two in combinations(range(3), 2)
+    ]
+    write_table(pd.DataFrame(rows), folder / "pairs.parquet", PAIRS)
+    return folder / "pairs.parquet"
+
+
+def contradicting(folder: Path) -> Path:
+    """The same comparisons by two groups of two people each, romeo (e0, e2) and juliet (e1, e3), who want the opposite."""
+    tables = []
+    for turned, group in enumerate(("romeo", "juliet")):
+        table = pd.read_parquet(ranked(folder, group=group, turned=bool(turned)))
+        people = [f"e{turned + 2 * (number % 2)}" for number in range(len(table))]
+        tables.append(table.assign(annotator=people))
+    both = pd.concat(tables, ignore_index=True)
+    write_table(both[[name for name in PAIRS.columns if name in both]], folder / "pairs.parquet", PAIRS)
     return folder / "pairs.parquet"
 
 

@@ -18,7 +18,7 @@ from pipelines.journal import Journal
 from pipelines.models.loading import save_model
 from pipelines.training import checkpoints
 from pipelines.training.ppo import Job, train
-from pipelines.training.rewards import Term
+from pipelines.training.rewards import Term, maxmin
 
 PROMPTS = [[4, 5, 6], [5, 3], [6, 7, 8, 9, 10], [7], [8, 9, 2, 3], [9, 1], [10, 11, 2]]
 
@@ -32,6 +32,21 @@ class CountReward:
 
         def scores(prompts: Sequence[list[int]], answers: Sequence[list[int]], ended: Sequence[bool]) -> list[float]:
             return [sum(token % 2 == 0 for token in answer) / len(answer) for answer in answers]
+
+        return scores
+
+
+@dataclass(frozen=True)
+class TwoGroups:
+    """MaxMin over the shares of even and of odd tokens: which group is worst off is a matter of all workers' answers."""
+
+    def open(self, tokenizer: Any, device: str) -> Any:
+        """Nothing to load."""
+        even = CountReward().open(tokenizer, device)
+
+        def scores(prompts: Sequence[list[int]], answers: Sequence[list[int]], ended: Sequence[bool]) -> list[float]:
+            found = even(prompts, answers, ended)
+            return maxmin({"even": found, "odd": [1.0 - share for share in found]})
 
         return scores
 

@@ -22,7 +22,7 @@ from pipelines.models.reward import new_reward, save_reward
 from pipelines.training.engines import open_engine
 from pipelines.training.learner import learning_rate, make_learner
 from pipelines.training.ppo import my_prompts, train
-from pipelines.training.rewards import JudgeReward, LearnedReward, OpenTerm
+from pipelines.training.rewards import JudgeReward, LearnedReward, OpenTerm, maxmin
 from pipelines.training.rollout import Normaliser, Rollout, advantages_of, final_scores, objectives, roll_out, score
 from pipelines.training.update import update
 from tests.training import onpolicy
@@ -189,6 +189,14 @@ def test_a_critic_of_its_own_begins_as_the_reward_model(sft: Path, tmp_path: Pat
 def test_a_critic_from_the_reward_model_needs_one(sft: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="critic: reward needs a reward model"):
         alone(job(sft, tmp_path, params(critic="reward")))
+
+
+def test_the_group_that_is_worst_off_by_hand() -> None:
+    """Means 2, 1.5 and 1.75: the second group's scores are raised, as they are; not each answer's least, (1, -2)."""
+    groups = {"a": [1.0, 3.0], "b": [5.0, -2.0], "c": [1.5, 2.0]}
+    found = maxmin(groups)
+    assert list(found) == [5.0, -2.0]
+    assert found.groups == groups
 
 
 def test_beta_follows_the_target_and_is_resumed(sft: Path, tmp_path: Path) -> None:

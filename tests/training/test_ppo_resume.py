@@ -15,7 +15,7 @@ from pipelines.errors import PrefloopError
 from pipelines.training import checkpoints
 from pipelines.training.ppo import Job
 from tests.training import onpolicy
-from tests.training.onpolicy import Fault, Poison, alone, final_state, job, outcome, params, weights
+from tests.training.onpolicy import Fault, Poison, TwoGroups, alone, final_state, job, outcome, params, weights
 from tests.training.processes import in_own_process, two
 
 
@@ -139,12 +139,14 @@ def test_second_bad_batch_rolls_back_and_third_stops(sft: Path, tmp_path: Path) 
         alone(three)
 
 
-def test_two_workers_equal_one(sft: Path, tmp_path: Path) -> None:
-    """The same global batches on two processes: figures and weights agree to 1e-5 after three steps."""
+@pytest.mark.parametrize("reward", [None, pytest.param(TwoGroups(), marks=pytest.mark.slow)])
+def test_two_workers_equal_one(sft: Path, tmp_path: Path, reward: TwoGroups | None) -> None:
+    """The same global batches on two processes: figures and weights agree to 1e-5 after three steps. Under MaxMin too, where
+    both workers go up for the group that is worst off over all answers."""
     settings = params(steps=3, save_steps=3, kl_target=0.01, kl_horizon=50)
-    one = job(sft, tmp_path / "one", settings)
+    one = job(sft, tmp_path / "one", settings, reward)
     alone(one)
-    both = job(sft, tmp_path / "both", settings)
+    both = job(sft, tmp_path / "both", settings, reward)
     assert two(both, tmp_path / "both") == [0, 0]
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(both)[name], weight, atol=1e-5, rtol=0, msg=name)

@@ -66,6 +66,13 @@ def test_the_chosen_come_first_and_the_answer_is_masked() -> None:
     assert batch["answer_mask"].tolist() == [[0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]
 
 
+def test_a_margin_is_asked_of_the_difference() -> None:
+    """TRL's loss takes it off: with all scores 0 a margin of 1 costs log(1 + e) = 1.3133."""
+    row = {"prompt_ids": [5], "chosen_ids": [7], "rejected_ids": [8]}
+    assert "margin" not in reward.collate_pairs([row])
+    assert reward.collate_pairs([row | {"margin": 1.0}, row | {"margin": 0.0}])["margin"].tolist() == [1.0, 0.0]
+
+
 def test_held_out_figures_by_hand() -> None:
     rows = [
         {"prompt_ids": [1], "chosen_ids": [1, 2], "rejected_ids": [1]},
@@ -79,6 +86,12 @@ def test_held_out_figures_by_hand() -> None:
     expected = [math.log(1 + math.exp(-margin)) for margin in (2.0, 0.0, 1.0, -3.0)]
     assert figures["log_loss"] == pytest.approx(sum(expected) / 4, abs=1e-12)
     assert reward.held_out_figures([], [], []) == {}
+
+
+def test_disagreement_by_hand() -> None:
+    """Margins of two members on three pairs: (1, 1), (1, -1), (-1, -3). One in three is split; the means are 1, 0, -2."""
+    found = reward.disagreement([[1.0, 2.0], [1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 1.0], [1.0, 3.0]])
+    assert found == {"ensemble_accuracy": 0.5, "members_split": pytest.approx(1 / 3)}
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])
@@ -146,3 +159,51 @@ def test_no_validation_pairs_is_an_error(tmp_path: Path) -> None:
     helpers.pairs(tmp_path, (8, 0, 8))
     with pytest.raises(DataError, match=r"pairs.parquet \(validation\): 0 rows"):
         reward.train(_job(tmp_path), helpers.worker())
+
+
+def _ranked(folder: Path, **some: Any) -> reward.Job:
+    """A job on three ranked answers a prompt: 16 prompts, 48 pairs."""
+    folder.mkdir(exist_ok=True)
+    helpers.ranked(folder)
+    return _job(folder, **(some | {"num_train_epochs": 6}))
+
+
+@pytest.mark.parametrize(
+    ("loss", "at_first", "examples"),
+    [("all_pairs", math.log(2), 16), ("plackett_luce", math.log(6) / 2, 16), ("regression", 1.0, 48)],
+)
+def test_a_ranking_is_learnt_by_every_loss(tmp_path: Path, loss: str, at_first: float, examples: int) -> None:
+    """All scores are 0 at first: ln 2 a comparison; ln 3 and ln 2 for the choices of three and of two; the variance of
+    standardised grades, 1, where a batch holds all of them (their 48 answers are distinct: 16 prompts of three)."""
+    size = examples if loss == "regression" else 8
+    job = _ranked(tmp_path, loss=loss, batch_size=size, micro_batch_size=size // 2, learning_rate=2e-2)
+    reward.train(job, helpers.worker())
+    history, figures = read_table(job.out / "history.parquet"), helpers.figures(job.out)
+    assert history["loss"][0] == pytest.approx(at_first, abs=1e-5)
+    assert figures["train_examples"] == examples
+    assert figures["train_pairs"] == 48
+    assert figures["pair_accuracy"] == 1.0
+    assert figures["eval_loss"] < 0.5 * at_first
+
+
+def test_margin_and_centring_reach_the_loss(tmp_path: Path) -> None:
+    """Margins 1, 2, 1 of each prompt, times 0.5: the first loss is the mean of log(1 + e^m), (2 log(1 + e^0.5) + log(1 + e)) / 3.
+
+    Centring draws the two scores' sum to 0, so what is left for ``centre`` to take off is smaller than without.
+    """
+    plain, centred = (_ranked(tmp_path / str(c), batch_size=48, center_rewards_coefficient=c, margin=0.5) for c in (0.0, 1.0))
+    for job in (plain, centred):
+        reward.train(job, helpers.worker())
+    expected = (2 * math.log1p(math.exp(0.5)) + math.log1p(math.exp(1.0))) / 3
+    assert read_table(plain.out / "history.parquet")["loss"][0] == pytest.approx(expected, abs=1e-6)
+    offsets = [abs(helpers.figures(job.out)["centre"]) for job in (plain, centred)]
+    assert offsets[1] < offsets[0] / 2
+
+
+def test_what_a_loss_needs_and_the_pairs_do_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no pair has a margin"):
+        reward.train(_job(tmp_path, margin=1.0), helpers.worker())
+    with pytest.raises(DataError, match="no answer has a grade"):
+        reward.train(_job(tmp_path, loss="regression"), helpers.worker())
+    with pytest.raises(ValueError, match="margin 1.0 belongs to loss: bradley_terry"):
+        config.Reward(loss="all_pairs", margin=1.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.data.tables import read_table
 from tests.training import toy
 from tests.training.toy import METHODS, Optimum, beta_at, distribution, params, variation
 
@@ -42,6 +43,41 @@ def test_the_oracle_itself(reference: tuple[Path, torch.Tensor]) -> None:
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_method_reaches_the_optimum(reference: tuple[Path, torch.Tensor], tmp_path: Path, method: str) -> None:
     reaches_the_optimum(reference, tmp_path, method, 0.5, 1)
+
+
+def test_the_maxmin_oracle_itself(reference: tuple[Path, torch.Tensor]) -> None:
+    """Both groups are as well off under pi*; J* is the dual's value; one group's own optimum, and that of the mean, have less."""
+    probabilities = reference[1] / reference[1].sum()
+    for beta in (0.5, 1.0):
+        optimum = toy.MaxMinOptimum(probabilities, beta)
+        assert 0.05 < optimum.weight < 0.95
+        best = optimum.for_weight(optimum.weight)
+        one, other = (toy.group_rewards() * best).sum(1).tolist()
+        assert one == pytest.approx(other, abs=1e-9)
+        weighted = optimum.weight * toy.group_rewards()[0] + (1 - optimum.weight) * toy.group_rewards()[1]
+        dual = beta * float((probabilities * (weighted / beta).exp()).sum().log())
+        assert optimum.objective(best) == pytest.approx(dual, abs=1e-9)
+        for weight in (0.0, 0.5, 1.0):
+            assert optimum.objective(optimum.for_weight(weight)) < dual - 1e-3
+    assert toy.MaxMinOptimum(probabilities, 0.5).share_of_gain(toy.MaxMinOptimum(probabilities, 0.5).for_weight(0.5)) < 0.55
+
+
+@pytest.mark.slow
+def test_maxmin_reaches_the_optimum_of_the_group_that_is_worst_off(reference: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    """A step goes up for the group that is worst off in it, so the policy ends where both are as well off: 0.97 of the gain.
+
+    The best policy for the mean of both rewards has 0.52 of it. Steps that change sides leave more noise than one reward does.
+    """
+    folder, probabilities = reference
+    optimum = toy.MaxMinOptimum(probabilities / probabilities.sum(), 0.5)
+    settings = params(0.5, **METHODS["rloo"])
+    found = toy.run(folder, tmp_path, settings, 1, toy.GroupsReward()).double()
+    assert optimum.share_of_gain(found / found.sum()) >= 0.97
+    assert variation(found, optimum.for_weight(optimum.weight)) < 0.1
+    history = read_table(tmp_path / "out" / "history.parquet")
+    groups = history[["group/group 0", "group/group 1"]]
+    assert history["objective/scores"].tolist() == pytest.approx(groups.min(axis=1).tolist(), abs=1e-6)
+    assert set(groups.tail(100).idxmin(axis=1)) == set(groups)  # near the end each of them is the worst off at times
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from pipelines.models.generation import response_logprobs
 from pipelines.models.loading import load_causal_lm, save_model
 from pipelines.training import dpo
 from pipelines.training.ppo import Job, train
-from pipelines.training.rewards import Term
+from pipelines.training.rewards import RewardSource, Term, maxmin
 
 TOKENS, STEPS = 4, 3
 SEQUENCES = [list(sequence) for sequence in product(range(TOKENS), repeat=STEPS)]
@@ -45,6 +45,26 @@ class TableReward:
 
         def scores(prompts: Sequence[list[int]], answers: Sequence[list[int]], ended: Sequence[bool]) -> list[float]:
             return [table.get(tuple(answer), 0.0) for answer in answers]
+
+        return scores
+
+
+def group_rewards() -> torch.Tensor:
+    """r_u(y) of two groups, [2, 64]: the first group's is ``rewards_table``, the second's is drawn on its own."""
+    other = torch.randn(len(SEQUENCES), generator=torch.Generator().manual_seed(12), dtype=torch.float64)
+    return torch.stack([rewards_table(), other])
+
+
+@dataclass(frozen=True)
+class GroupsReward:
+    """The rewards of both groups under MaxMin, as any reward source."""
+
+    def open(self, tokenizer: Any, device: str) -> Any:
+        """Look the answers up in both tables."""
+        tables = [dict(zip(map(tuple, SEQUENCES), rewards.tolist(), strict=True)) for rewards in group_rewards()]
+
+        def scores(prompts: Sequence[list[int]], answers: Sequence[list[int]], ended: Sequence[bool]) -> list[float]:
+            return maxmin({f"group {n}": [table.get(tuple(a), 0.0) for a in answers] for n, table in enumerate(tables)})
 
         return scores
 
@@ -111,6 +131,44 @@ class Optimum:
         start = self.objective(self.reference)
         optimum = self.beta * float((self.reference * (rewards_table() / self.beta).exp()).sum().log())
         return (self.objective(policy) - start) / (optimum - start)
+
+
+@dataclass(frozen=True)
+class MaxMinOptimum:
+    """The policy that maximises min_u E[r_u] - beta KL, known exactly for two groups.
+
+    J is concave in pi and linear in the weights of the groups, so max and min change places (Sion 1958): J* is the smallest
+    beta log E_ref[exp((w r_0 + (1 - w) r_1) / beta)] over w in [0, 1], convex in w, and pi* is the optimum for that reward.
+    """
+
+    reference: torch.Tensor
+    beta: float
+
+    def for_weight(self, weight: float) -> torch.Tensor:
+        """The optimum [64] of one reward, w r_0 + (1 - w) r_1."""
+        one, other = group_rewards()
+        weights = self.reference * ((weight * one + (1.0 - weight) * other) / self.beta).exp()
+        return weights / weights.sum()
+
+    def objective(self, policy: torch.Tensor) -> float:
+        """J = min_u E[r_u] - beta KL(pi || pi_ref)."""
+        kl = (policy * (policy.log() - self.reference.log())).sum()
+        return float((group_rewards() * policy).sum(1).min() - self.beta * kl)
+
+    @property
+    def weight(self) -> float:
+        """Where both groups are as well off under the optimum of the weighted reward: by bisection."""
+        low, high = 0.0, 1.0
+        for _ in range(80):
+            middle = (low + high) / 2
+            one, other = (group_rewards() * self.for_weight(middle)).sum(1).tolist()
+            low, high = (middle, high) if one < other else (low, middle)
+        return low
+
+    def share_of_gain(self, policy: torch.Tensor) -> float:
+        """(J - J_ref) / (J* - J_ref)."""
+        start = self.objective(self.reference)
+        return (self.objective(policy) - start) / (self.objective(self.for_weight(self.weight)) - start)
 
 
 def variation(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -235,8 +293,8 @@ def run_dpo(reference: Path, pairs: Path, out: Path, beta: float, steps: int) ->
     return distribution(out / "out" / "model")
 
 
-def run(reference: Path, out: Path, settings: Ppo, seed: int) -> torch.Tensor:
+def run(reference: Path, out: Path, settings: Ppo, seed: int, reward: RewardSource | None = None) -> torch.Tensor:
     """Train on the toy with the very function that the policy stage runs; the policy's probabilities [64]."""
-    worker = Worker(0, 1, "cpu", Journal(None))
-    train(Job(reference, [PROMPT], (Term("table", 1.0, TableReward()),), settings, seed, out / "out", out / "scratch"), worker)
+    worker, term = Worker(0, 1, "cpu", Journal(None)), Term("table", 1.0, reward or TableReward())
+    train(Job(reference, [PROMPT], (term,), settings, seed, out / "out", out / "scratch"), worker)
     return distribution(out / "out" / "model")
