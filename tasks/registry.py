@@ -185,19 +185,11 @@ def verified(office: Office, version: Version) -> list[str]:
 
 def _from_dvc(root: Path, version: Version, to: Path) -> None:
     """Fetch the weights from this project's DVC cache, or its remote, at the version's tag."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
     tag, _, path = version.source.removeprefix(DVC).partition("//")
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".pull-") as place:
-        try:
-            with repository.opened(root):  # its lock, its private cache, no bars
-                pass
-            Repo.get(str(root), path, out=str(Path(place) / "model"), rev=tag)
-        except DvcException as error:
-            raise DataError(f"{version.uri}: DVC has no {path} at {tag} ({' '.join(str(error).split())})") from error
-        for file in sorted((Path(place) / "model").iterdir()):
-            file.replace(to / file.name)
+    try:
+        repository.fetch(root, tag, path, to)
+    except DataError as error:
+        raise DataError(f"{version.uri}: {error}") from error
 
 
 def _recorded(root: Path, policy: str) -> locks.Lock:

@@ -20,13 +20,13 @@ from pipelines.config.data import Prepare
 from pipelines.config.policies import AnyPolicy, Dpo, Ppo, RewardTerm, Scorer
 from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
 from pipelines.config.training import Generation, Reward, Sft, Training
-from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
+from pipelines.config_promotion import Collect, Monitor, Promotion, Registry, Retrain
 from pipelines.errors import ConfigurationError
 
 __all__ = [
-    "NAME", "PARAMS", "AnyPolicy", "Base", "Count", "Dpo", "Evaluate", "Fraction", "Generation", "Judge", "Params", "Positive",
-    "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Report", "Reward", "RewardTerm", "Runtime", "Scratch", "Section",
-    "Sft", "Suite", "Training", "load",
+    "NAME", "PARAMS", "AnyPolicy", "Base", "Collect", "Count", "Dpo", "Evaluate", "Fraction", "Generation", "Judge",
+    "Params", "Positive", "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Report", "Reward", "RewardTerm",
+    "Runtime", "Scratch", "Section", "Sft", "Suite", "Training", "load",
 ]  # fmt: skip
 
 PARAMS = Path("params.yaml")
@@ -134,6 +134,7 @@ class Params(Section):
     registry: Registry = Registry()
     promotion: Promotion = Promotion()
     retrain: Retrain = Retrain()
+    collect: Collect = Collect()
     monitor: Monitor = Monitor()
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ def pair_up(answers: list[Scored], settings: Preferences, seed: int) -> Pairs:
         compared = [max(apart, key=lambda two: abs(two[0].score - two[1].score))] if apart else []
     else:
         compared = apart
-    pairs = [_labelled(first, second, settings, draw) for first, second in compared]
+    pairs = [labelled(first, second, settings, draw) for first, second in compared]
     return Pairs(pairs, len(answers) - len(distinct), len(candidates) - len(apart))
 
 
@@ -59,7 +59,7 @@ def wins(difference: float, temperature: float) -> float:
     return 1.0 / (1.0 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1.0 + math.exp(odds))
 
 
-def _labelled(first: Scored, second: Scored, settings: Preferences, draw: random.Random) -> tuple[Scored, Scored]:
+def labelled(first: Scored, second: Scored, settings: Preferences, draw: random.Random) -> tuple[Scored, Scored]:
     """(chosen, rejected): a Bradley-Terry draw, turned round with probability ``label_noise``."""
     won = draw.random() < wins(first.score - second.score, settings.bradley_terry_temperature)
     turned = draw.random() < settings.label_noise
