@@ -26,8 +26,7 @@ def collect(root: str = ".", round: int = 0, policy: str = "champion") -> dict[s
             result = collecting.read_back(folder, number)
         else:
             with tempfile.TemporaryDirectory(prefix="prefloop-") as spare:
-                model, name = collecting.model_of(folder, policy, Path(spare))
-                result = collecting.draw(folder, number, model, name)
+                result = collecting.draw(folder, number, *collecting.model_of(folder, policy, Path(spare)))
     get_run_logger().info(told(result))
     return result
 

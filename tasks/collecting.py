@@ -42,17 +42,17 @@ def next_round(root: Path) -> int:
 
 
 def is_whole(root: Path, number: int) -> bool:
-    """Whether a round is in the pool and versioned."""
-    return (root / pool_file(number)).exists() and (root / f"{pool_file(number)}.dvc").exists()
+    """Whether a round is in the pool: DVC's note is what says so (its rows may have to be pulled)."""
+    return (root / f"{pool_file(number)}.dvc").exists()
 
 
 def waits(root: Path, number: int) -> bool:
     """Whether people have been asked, and their answers are not in the pool yet."""
-    return (root / queue_file(number)).exists() and not (root / pool_file(number)).exists()
+    return (root / queue_file(number)).exists() and not is_whole(root, number)
 
 
 def model_of(root: Path, policy: str, spare: Path) -> tuple[Path, str]:
-    """A model's folder and its name: a policy of params.yaml, ``sft``, or a version (``champion``, a number, models:/...).
+    """A model's folder and what it is: a policy of params.yaml, ``sft``, or a version (``champion``, a number, models:/...).
 
     A version that is not on this machine is fetched below ``spare``.
     """
@@ -60,18 +60,24 @@ def model_of(root: Path, policy: str, spare: Path) -> tuple[Path, str]:
 
     params = config.load(root / config.PARAMS)
     if policy == "sft" or policy in params.policies:
-        return generate.folder_of(root, policy, params), policy
+        folder = generate.folder_of(root, policy, params)
+        return folder, described(policy, folder)
     from tasks import registry
 
     office = registry.opened(root)
     version = office.registry.version(policy)
-    return registry.folder_of(office, version, spare), version.uri
+    return registry.folder_of(office, version, spare), f"{version.uri} (content {version.tags[registry.CONTENT][:12]})"
 
 
-def draw(root: Path, number: int, model: Path, name: str) -> dict[str, Any]:
-    """Let ``model`` answer and its pairs be labelled: into the pool, or into the queue of people. Returns counts and the file.
+def described(name: str, folder: Path) -> str:
+    """A model by its name and what is in its folder."""
+    return f"{name} (content {card.content_of(card.manifest(folder))[:12]})"
 
-    Raises ConfigurationError where the round is there already: a file of the pool is never changed.
+
+def draw(root: Path, number: int, model: Path, what: str) -> dict[str, Any]:
+    """Let ``model`` answer and its pairs be labelled: into the pool, or into the queue of people. Returns counts and ``file``.
+
+    ``what`` the model is stands in DVC's note. Raises ConfigurationError where the round is there already: a file of the pool is never changed.
     """
     _refuse(root, number)
     facts = _run(root, number, ["--model", str(model)])
@@ -80,8 +86,7 @@ def draw(root: Path, number: int, model: Path, name: str) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _scratch(root, number, QUEUE_FILE).replace(target)
         return facts | {"file": str(queue_file(number))}
-    content = card.content_of(card.manifest(model))[:12]
-    return facts | _keep(root, number, f"answers of {name} (content {content})", facts["judge"])
+    return facts | _keep(root, number, f"answers of {what}", facts["judge"])
 
 
 def read_back(root: Path, number: int) -> dict[str, Any]:

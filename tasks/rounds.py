@@ -115,7 +115,7 @@ def ask(loop: Loop, number: int) -> None:
     path = f"artifacts/policies/{loop.policy}/model"
     folder = loop.worktree / ".runs" / "best"
     repository.fetch(loop.root, commits(loop)[loop.best.number], path, folder)
-    collecting.draw(loop.worktree, number, folder, f"{loop.policy} of round {loop.best.number}")
+    collecting.draw(loop.worktree, number, folder, collecting.described(f"{loop.policy} of round {loop.best.number}", folder))
 
 
 def record(loop: Loop) -> Loop:
@@ -149,7 +149,7 @@ def commits(loop: Loop) -> list[str]:
 
 def _recorded(root: Path) -> dict[str, Any] | None:
     """What the branch's last commit says; None where there is no such branch."""
-    found = subprocess.run(["git", "show", f"refs/heads/{BRANCH}:{RECORD}"], cwd=root, capture_output=True, text=True)
+    found = subprocess.run(["git", "show", f"refs/heads/{BRANCH}:./{RECORD}"], cwd=root, capture_output=True, text=True)
     if found.returncode == 0:
         return dict(json.loads(found.stdout))
     if subprocess.run(

@@ -36,8 +36,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_a_round_is_a_new_file_that_dvc_versions(built: Project) -> None:
     root = built.folder
     assert collecting.next_round(root) == 1
-    model, name = collecting.model_of(root, "ppo", root)
-    facts = collecting.draw(root, 1, model, name)
+    model, what = collecting.model_of(root, "ppo", root)
+    facts = collecting.draw(root, 1, model, what)
     path = root / "data/preferences/round-001.parquet"
     assert facts["file"] == "data/preferences/round-001.parquet"
     assert len(read_table(path, PAIRS)) == facts["pairs"]
@@ -51,14 +51,14 @@ def test_a_round_is_a_new_file_that_dvc_versions(built: Project) -> None:
 
     before = path.read_bytes()
     with pytest.raises(ConfigurationError, match="never changed; --round 2 is the next"):
-        collecting.draw(root, 1, model, name)
+        collecting.draw(root, 1, model, what)
     assert path.read_bytes() == before
     assert collecting.next_round(root) == 2
 
     # a crash between moving the file and versioning it: made again, to the same bytes
     (root / f"{facts['file']}.dvc").unlink()
     assert collecting.next_round(root) == 1
-    collecting.draw(root, 1, model, name)
+    collecting.draw(root, 1, model, what)
     assert path.read_bytes() == before
     assert (root / ".runs/collect/round-001-left.parquet").read_bytes() == before
 
@@ -87,7 +87,8 @@ def test_people_are_asked_and_read_back(built: Project) -> None:
 def test_a_model_that_is_not_there_is_named(built: Project, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="--round 0: rounds count from 1"):
         collecting.draw(built.folder, 0, tmp_path, "ppo")
-    assert collecting.model_of(built.folder, "sft", tmp_path) == (built.folder / "artifacts/sft/model", "sft")
+    folder, what = collecting.model_of(built.folder, "sft", tmp_path)
+    assert (folder, what[:13]) == (built.folder / "artifacts/sft/model", "sft (content ")
     built.set("policies:", "policies:\n  other:\n    method: ppo")
     with pytest.raises(DataError, match="artifacts/policies/other/model: not there yet"):
         collecting.model_of(built.folder, "other", tmp_path)
