@@ -77,7 +77,8 @@ def described(name: str, folder: Path) -> str:
 def draw(root: Path, number: int, model: Path, what: str) -> dict[str, Any]:
     """Let ``model`` answer and its pairs be labelled: into the pool, or into the queue of people. Returns counts and ``file``.
 
-    ``what`` the model is stands in DVC's note. Raises ConfigurationError where the round is there already: a file of the pool is never changed.
+    ``what`` the model is stands in DVC's note. Raises ConfigurationError where the round is there already: a file of the pool is
+    never changed.
     """
     _refuse(root, number)
     facts = _run(root, number, ["--model", str(model)])
