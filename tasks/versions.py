@@ -95,8 +95,9 @@ def outs(root: Path, stage: str) -> dict[str, str]:
 
 def sources(root: Path) -> list[str]:
     """The files and folders that stages read and no stage writes."""
+    files = ("md5", "md5-dos2unix")  # the second one until dvc.lock has it
     with repository.opened(root) as repo:
-        deps = {dep.def_path: dep for stage in _stages(repo) for dep in stage.deps if dep.hash_name == "md5"}
+        deps = {dep.def_path: dep for stage in _stages(repo) for dep in stage.deps if dep.hash_name in files}
         return sorted(str(path) for path, dep in deps.items() if not _made_by_a_stage(dep, repo))
 
 

@@ -55,12 +55,19 @@ def test_a_round_is_a_new_file_that_dvc_versions(built: Project) -> None:
     assert path.read_bytes() == before
     assert collecting.next_round(root) == 2
 
-    # a crash between moving the file and versioning it: made again, to the same bytes
-    (root / f"{facts['file']}.dvc").unlink()
-    assert collecting.next_round(root) == 1
-    collecting.draw(root, 1, model, what)
+
+@pytest.mark.slow
+def test_a_round_that_a_crash_left_unversioned_is_made_again(built: Project) -> None:
+    """To the same bytes; what was left is put aside."""
+    root, path = built.folder, built.folder / "data/preferences/round-002.parquet"
+    model, what = collecting.model_of(root, "ppo", root)
+    collecting.draw(root, 2, model, what)
+    before = path.read_bytes()
+    Path(f"{path}.dvc").unlink()
+    assert collecting.next_round(root) == 2
+    collecting.draw(root, 2, model, what)
     assert path.read_bytes() == before
-    assert (root / ".runs/collect/round-001-left.parquet").read_bytes() == before
+    assert (root / ".runs/collect/round-002-left.parquet").read_bytes() == before
 
 
 @pytest.mark.slow
