@@ -94,7 +94,7 @@ def collect(root: Path, params: config.Params, model: Path, name: str, out: Path
 def read_back(path: Path, name: str, out: Path) -> dict[str, Any]:
     """What people have answered as rows of the pool. Returns counts."""
     found, ties = read_queue(path)
-    table = _finished(found.to_dict("records"), "people", name)
+    table = _finished(found, "people", name)
     return {"asked": len(table) + ties, "uncertain": 0} | _kept(table, ties, out, path.name)
 
 
@@ -131,7 +131,7 @@ def judged(
         won, lost = labelled(first, second, settings, draw)
         margin = float("nan") if settings.judge.gold else won.score - lost.score
         rows.append(_about(answers, won.number, lost.number, "chosen", "rejected") | {"margin": margin})
-    return _finished(rows, name_of(settings.judge), name)
+    return _finished(pd.DataFrame(rows), name_of(settings.judge), name)
 
 
 def asked(answers: pd.DataFrame, pairs: Sequence[tuple[int, int]], name: str, seed: int) -> list[dict[str, Any]]:
@@ -201,14 +201,14 @@ def _about(answers: pd.DataFrame, one: int, other: int, first: str, second: str)
     return {name: row[name] for name in ("prompt_id", "prompt", "group", "split")} | texts | ended
 
 
-def _finished(rows: list[dict[str, Any]], judge: str, name: str) -> pd.DataFrame:
+def _finished(rows: pd.DataFrame, judge: str, name: str) -> pd.DataFrame:
     """Rows of PAIRS in its columns' order."""
-    if not rows:
+    if rows.empty:
         raise DataError(
             f"{name}: no pair has a winner, so there is nothing to learn from; lower preferences.min_margin, ask for more"
             " (collect.pairs), or check the judge"
         )
-    table = pd.DataFrame(rows).assign(judge=judge, source=name)
+    table = rows.assign(judge=judge, source=name)
     table["id"] = [f"{name}-{place:05d}" for place in range(len(table))]
     if "margin" not in table:
         table["margin"] = float("nan")
