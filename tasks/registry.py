@@ -123,6 +123,11 @@ def register(office: Office, policy: str) -> tuple[Version, bool]:
     folder = root / "artifacts" / "policies" / policy / "model"
     if not (folder / "config.json").exists():
         raise DataError(f"artifacts/policies/{policy}/model: not there yet; `prefloop run` trains it")
+    if (folder / "soft_prompt").is_dir():
+        raise ConfigurationError(
+            f"--policy {policy}: it answers through a soft prompt, which no weights can hold: whoever served the version would"
+            " serve another model; train it, and sft, with adapter: lora or none"
+        )
     lock = _recorded(root, policy)
     files = card.manifest(folder)
     content = card.content_of(files)

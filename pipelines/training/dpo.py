@@ -18,8 +18,9 @@ from pipelines import config
 from pipelines.context import Worker
 from pipelines.data import lengths
 from pipelines.data.tables import write_json
-from pipelines.models.adapters import is_adapted, lora_config, merge, save_adapter
+from pipelines.models.adapters import add_adapter, is_adapted, lora_config, merge, save_adapter
 from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
+from pipelines.models.soft_prompt import room, trains_prompt
 from pipelines.training import hf
 from pipelines.training.pairs import Row, length, longest, read_rows, token_counts
 
@@ -48,10 +49,12 @@ def train(job: Job, worker: Worker) -> None:
     tokenizer = load_tokenizer(job.sft)
     rows = read_rows(job.pairs, tokenizer, job.training.pairs_per_prompt, job.training.ended_only)
 
-    # 2. the policy; its reference is the SFT model: the policy with its adapter off, or a second copy without adapters
+    # 2. the policy; its reference is the SFT model: the policy with its LoRA off, or a second copy
     torch.manual_seed(job.seed)
     model = load_causal_lm(job.sft, worker.device)
-    context, counts = model.config.max_position_embeddings, {}
+    if job.training.adapter == "prompt":
+        model = add_adapter(model, job.training)
+    context, counts = room(model), {}
     for split in ("train", "validation"):
         where = f"{job.pairs.name} ({split})"
         rows[split], counts[split] = lengths.fit_pairs(rows[split], context, job.training.excess_length, where)
@@ -73,7 +76,7 @@ def train(job: Job, worker: Worker) -> None:
 
 def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:
     training = job.training
-    adapted = training.adapter != "none"
+    adapted = training.adapter == "lora"
     order = hf.row_order(training, [length(row) for row in rows["train"]], job.seed)
     steps = len(order) // training.batch_size
     arguments = hf.arguments(training, worker, job.scratch / "checkpoints", steps, job.seed)
@@ -94,7 +97,7 @@ def _trainer(job: Job, worker: Worker, model: Any, tokenizer: Any, rows: dict[st
 def _write(job: Job, trainer: Dpo, tokenizer: Any, held_out: dict[str, float], rows: dict[str, float]) -> None:
     history = hf.write_history(trainer, job.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if is_adapted(model):
+    if is_adapted(model) or trains_prompt(model):
         save_adapter(model, job.out / "adapter", "../../../sft/model")
     save_model(merge(model), tokenizer, job.out / "model")
     last = {name: float(history[name].dropna().iloc[-1]) for name in REPORTED}

@@ -22,6 +22,7 @@ from pipelines.data.tables import write_json
 from pipelines.models.adapters import add_adapter
 from pipelines.models.loading import load_tokenizer
 from pipelines.models.reward import RewardModel, collate, new_reward, save_reward, score
+from pipelines.models.soft_prompt import room
 from pipelines.training import hf
 from pipelines.training.calibration import calibration
 from pipelines.training.pairs import Row, length, longest, read_rows, token_counts
@@ -78,7 +79,7 @@ def train(job: Job, worker: Worker) -> None:
     torch.manual_seed(job.seed)
     model = new_reward(job.sft, job.training.pooling, job.training.layers, worker.device)
     model.trunk = add_adapter(model.trunk, job.training)
-    context, counts = model.config.max_position_embeddings, {}
+    context, counts = room(model.trunk), {}
     for split, some in rows.items():
         where = f"{job.pairs.name} ({split})"
         rows[split], counts[split] = lengths.fit_pairs(some, context, job.training.excess_length, where)
