@@ -302,6 +302,46 @@ def maxmin() -> str:
     )
 
 
+def iterate() -> str:
+    """A row a seed and round: gold at its KL, and the single round's gold at the same KL; how many seeds lie above."""
+    result = _load("iterate")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = ["| seed | round | pairs | pair accuracy | KL (nats) | gold | single round's gold there | difference |",
+            "|" + "---|" * 8]  # fmt: skip
+    means, seconds = [], []
+    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+        points, single = run["rounds"], run["single"]
+        gaps = []
+        for point in points:
+            there = _between(single["curve"], point["kl"])
+            gap = point["gold"] - there
+            gaps += [gap] if point["number"] else []
+            rows.append(f"| {seed} | {point['number']} | {point['labels']} | {point['pair_accuracy']:.3f} | {point['kl']:.2f} "
+                        f"| {point['gold']:.3f} | {there:.3f} | {gap:+.3f} |")  # fmt: skip
+        last = single["curve"][-1]
+        rows.append(f"| {seed} | single | {single['labels']} | {single['pair_accuracy']:.3f} | {last['kl']:.2f} "
+                    f"| {last['gold']:.3f} | | |")  # fmt: skip
+        means.append(statistics.mean(gaps))
+        seconds.append(run["seconds"])
+    above = sum(mean > 0 for mean in means)
+    shown = ", ".join(f"{mean:+.3f}" for mean in means)
+    return "\n".join(rows) + (
+        f"\n\nMean difference of the rounds after round 0, seed by seed: {shown}; above 0 for {above} of {len(means)} seeds. "
+        f"Seconds of the loop, round 0 included: {', '.join(f'{each:.0f}' for each in seconds)}. {_provenance(result)}\n"
+    )
+
+
+def _between(curve: list[dict[str, float]], kl: float) -> float:
+    """A curve's gold at a KL, on straight lines between its points in the order of KL; beyond its ends its last value."""
+    points = sorted((point["kl"], point["gold"]) for point in curve)
+    if kl <= points[0][0] or kl >= points[-1][0]:
+        return points[0][1] if kl <= points[0][0] else points[-1][1]
+    right = next(place for place, point in enumerate(points) if point[0] >= kl)
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    return y0 + (y1 - y0) * (kl - x0) / (x1 - x0)
+
+
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
@@ -309,6 +349,7 @@ TABLES = {
     "methods": methods, "betas": betas,
     "judges": judges,
     "maxmin": maxmin,
+    "iterate": iterate,
 }  # fmt: skip
 
 

@@ -155,11 +155,13 @@ def summary(root: Path, page: Path | None) -> None:
         print(f"\nreport: {page}", flush=True)
 
 
-def complain(error: BaseException) -> int:
+def complain(error: BaseException, command: str = "run") -> int:
     """Print what a person has to know in one line; return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print(
-            "\ninterrupted: every stage is stopped; `prefloop run` goes on from the last checkpoint", file=sys.stderr, flush=True
+            f"\ninterrupted: every stage is stopped; `prefloop {command}` goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
         )
         return 130
     if not isinstance(error, PrefloopError | StageDied):

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-
-from ruamel.yaml import YAML
 
 from pipelines.config.section import NAME
 from pipelines.errors import ConfigurationError, DataError, EnvironmentFault
@@ -41,18 +37,9 @@ def add(root: Path, path: Path, name: str, source: str, licence: str) -> Path:
             each.chmod(0o755 if each.is_dir() else 0o644)
     else:
         shutil.copyfile(path, target)
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(EXTERNAL / name)]
-    done = subprocess.run(command, cwd=root, env=repository.environment(root), capture_output=True, text=True, check=False)
-    if done.returncode:
+    try:
+        repository.track(root, EXTERNAL / name, {"source": source.strip(), "licence": licence.strip()})
+    except EnvironmentFault:
         shutil.rmtree(target) if target.is_dir() else target.unlink()
-        raise EnvironmentFault(f"dvc add {EXTERNAL / name}: {' '.join(done.stderr.split())}")
-    _describe(target.with_name(f"{name}.dvc"), source, licence)
+        raise
     return EXTERNAL / name
-
-
-def _describe(path: Path, source: str, licence: str) -> None:
-    yaml = YAML()
-    facts = yaml.load(path.read_text(encoding="utf-8"))
-    facts["meta"] = {"source": source.strip(), "licence": licence.strip()}
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(facts, file)

@@ -1,4 +1,4 @@
-"""The commands of the loop that runs by itself: retrain, monitor, deploy, serve, gc. Imports nothing heavy at the top."""
+"""The commands of the loop: collect, iterate, retrain, monitor, deploy, serve, gc. Imports nothing heavy at the top."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add the commands to the command line."""
+    collect = commands.add_parser("collect", help="new preference pairs of a policy's answers, as a new file of data/preferences")
+    collect.add_argument("--round", type=int, default=0, metavar="N", help="default: the next")
+    collect.add_argument(
+        "--policy", default="champion", metavar="NAME", help="a policy of params.yaml, sft, or a version (default: champion)"
+    )
+    collect.set_defaults(action=do_collect)
+
+    iterate = commands.add_parser("iterate", help="collect, learn the reward model and a policy anew, keep the better one; again")
+    iterate.add_argument("--rounds", type=int, required=True, metavar="N", help="at most; a loop that was interrupted goes on")
+    iterate.add_argument("--policy", default="", metavar="NAME", help="of params.yaml (default: retrain.policy, or the only one)")
+    iterate.set_defaults(action=do_iterate)
+
     retrain = commands.add_parser("retrain", help="train where something has changed, challenge the champion, promote or keep")
     retrain.add_argument("--reason", default="by hand", metavar="TEXT")
     retrain.set_defaults(action=do_retrain)
@@ -27,6 +39,38 @@ def add(commands: Any) -> None:
     gc = commands.add_parser("gc", help="free what no version, branch or recipe needs in DVC's cache")
     gc.add_argument("--dry-run", action="store_true", help="say how much, remove nothing")
     gc.set_defaults(action=do_gc)
+
+
+def do_collect(root: Path, options: argparse.Namespace) -> int:
+    """Collect a round, or read back what people have answered."""
+    from flows import environment
+    from pipelines import config
+
+    with environment.server_if_needed():
+        from flows.collect import collect, told
+
+        result = collect(str(root), options.round, options.policy)
+    print(told(result))
+    if config.load().preferences.source == "judge":
+        print("note: preferences.source is judge, so the pool is not learned from; set both, or pool")
+    return 0
+
+
+def do_iterate(root: Path, options: argparse.Namespace) -> int:
+    """Go round; Ctrl-C stops the stages, and the same command goes on."""
+    from flows import console, environment
+    from pipelines.errors import ConfigurationError
+
+    if options.rounds < 1:
+        raise ConfigurationError(f"--rounds {options.rounds}: at least 1")
+    try:
+        with environment.server_if_needed():
+            from flows.iterate import iterate
+
+            print("\n" + iterate(str(root), options.rounds, options.policy))
+    except (KeyboardInterrupt, Exception) as error:
+        return console.complain(error, "iterate")
+    return 0
 
 
 def do_retrain(root: Path, options: argparse.Namespace) -> int:

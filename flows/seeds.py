@@ -18,7 +18,7 @@ from flows import estimates, recipes
 from pipelines import config
 from pipelines.errors import EnvironmentFault
 from tasks import processes, publish, repository, versions
-from tasks.worktrees import copy, untracked_sources
+from tasks.worktrees import copy, pull_inputs, untracked_sources
 
 FOLDER = Path(".runs/worktrees")
 RESULT = publish.SEEDS
@@ -78,6 +78,7 @@ def prepare(root: Path, seed: int) -> Path:
     repository.share_cache(root, folder)
     for relative in untracked_sources(root):
         copy(root / relative, folder / relative)
+    pull_inputs(folder)
     return folder
 
 

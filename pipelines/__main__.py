@@ -21,6 +21,7 @@ DEFAULTS = {
 
 COMMANDS = {
     "challenge": "challenge",
+    "collect": "collect",
     "compare": "compare",
     "data": "dataset",
     "doctor": "doctor",

@@ -1,11 +1,11 @@
-"""The sections of params.yaml that say what happens to a trained policy: registry, promotion, retraining, monitoring.
+"""The sections of params.yaml that say what happens to a trained policy: registry, promotion, retraining, collecting, monitoring.
 
 No stage lists them, so a changed bound retrains nothing. Every key has a default: a recipe may leave all of them out.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,6 +68,21 @@ class Retrain(_Section):
     policy: str = ""
     branch: str = ""
     push: bool = True
+
+
+class Collect(_Section):
+    """What ``prefloop collect`` and ``iterate`` ask of a policy, and who labels it (docs/loop.md).
+
+    ``prompts`` are answered ``answers`` times each, as in ``preferences.generation``; ``pairs`` of a prompt's answers are
+    labelled. The share ``uncertain`` of them are those on which the reward model is least sure, the others are drawn by seed.
+    ``labels``: by ``preferences.judge`` with its noise, or by people, for whom a file is written.
+    """
+
+    prompts: Whole = 128
+    answers: Annotated[int, Field(ge=2)] = 4
+    pairs: Whole = 128
+    uncertain: Share = 0.5
+    labels: Literal["judge", "people"] = "judge"
 
 
 class Monitor(_Section):

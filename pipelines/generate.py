@@ -70,16 +70,17 @@ def answer(folder: Path, prompt: str, max_new_tokens: int, temperature: float, s
 
     from pipelines.data.tokens import decode, encode_prompt
     from pipelines.models.loading import load_causal_lm, load_tokenizer
+    from pipelines.models.soft_prompt import room
 
     torch.set_num_threads(threads)
     tokenizer, model = load_tokenizer(folder), load_causal_lm(folder)
     asked = encode_prompt(tokenizer, prompt)
-    room = int(getattr(model.config, "max_position_embeddings", 2**30)) - len(asked)
-    if not asked or room < 1:
-        raise DataError(f"the prompt has {len(asked)} tokens; it needs at least 1 and at most {room + len(asked) - 1}")
+    left = room(model) - len(asked)
+    if not asked or left < 1:
+        raise DataError(f"the prompt has {len(asked)} tokens; it needs at least 1 and at most {left + len(asked) - 1}")
     ids: list[int] = []
     shown = ""
-    for token in sampled(model, asked, min(max_new_tokens, room), temperature, seed):
+    for token in sampled(model, asked, min(max_new_tokens, left), temperature, seed):
         if token == tokenizer.eos_token_id:
             break
         ids.append(token)

@@ -45,6 +45,7 @@ def collect(root: Path, dry: bool) -> Freed:
 def _restored(folder: Path) -> bool:
     """Write the recipe's dvc.lock from the run cache, as far as it goes; whether it knows anything of this recipe."""
     try:
+        worktrees.pull_inputs(folder)
         stages = [planned.stage for planned in versions.plan(folder).stages if planned.action == "restore"]
     except PrefloopError:  # a recipe whose data is not here has no results here either
         return False

@@ -123,6 +123,11 @@ def register(office: Office, policy: str) -> tuple[Version, bool]:
     folder = root / "artifacts" / "policies" / policy / "model"
     if not (folder / "config.json").exists():
         raise DataError(f"artifacts/policies/{policy}/model: not there yet; `prefloop run` trains it")
+    if (folder / "soft_prompt").is_dir():
+        raise ConfigurationError(
+            f"--policy {policy}: it answers through a soft prompt, which no weights can hold: whoever served the version would"
+            " serve another model; train it, and sft, with adapter: lora or none"
+        )
     lock = _recorded(root, policy)
     files = card.manifest(folder)
     content = card.content_of(files)
@@ -185,19 +190,11 @@ def verified(office: Office, version: Version) -> list[str]:
 
 def _from_dvc(root: Path, version: Version, to: Path) -> None:
     """Fetch the weights from this project's DVC cache, or its remote, at the version's tag."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
     tag, _, path = version.source.removeprefix(DVC).partition("//")
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".pull-") as place:
-        try:
-            with repository.opened(root):  # its lock, its private cache, no bars
-                pass
-            Repo.get(str(root), path, out=str(Path(place) / "model"), rev=tag)
-        except DvcException as error:
-            raise DataError(f"{version.uri}: DVC has no {path} at {tag} ({' '.join(str(error).split())})") from error
-        for file in sorted((Path(place) / "model").iterdir()):
-            file.replace(to / file.name)
+    try:
+        repository.fetch(root, tag, path, to)
+    except DataError as error:
+        raise DataError(f"{version.uri}: {error}") from error
 
 
 def _recorded(root: Path, policy: str) -> locks.Lock:

@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigurationError, EnvironmentFault, PrefloopError
+from pipelines.errors import ConfigurationError, DataError, EnvironmentFault, PrefloopError
 
 
 @contextmanager
@@ -91,6 +92,44 @@ def git(root: Path, *arguments: str) -> str:
         said = " ".join((done.stderr or done.stdout).split())
         raise EnvironmentFault(f"git {arguments[0]}: {said or f'ended with {done.returncode}'}")
     return done.stdout.strip()
+
+
+def track(root: Path, path: Path, facts: dict[str, str]) -> None:
+    """``dvc add`` a file or folder of the project; ``facts`` stand in its note ``PATH.dvc``, which is what git commits.
+
+    Raises EnvironmentFault with what DVC said.
+    """
+    from ruamel.yaml import YAML
+
+    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
+    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EnvironmentFault(f"dvc add {path}: {_flat(done.stderr)}")
+    yaml, note = YAML(), root / f"{path}.dvc"
+    content = yaml.load(note.read_text(encoding="utf-8"))
+    content["meta"] = facts
+    with note.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+def fetch(root: Path, revision: str, path: str, to: Path) -> None:
+    """The files of a folder that DVC holds, as they were at a git revision, from its cache or its remote into ``to``.
+
+    Raises DataError where neither has them.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".fetch-") as place:
+        try:
+            with opened(root):  # its lock, its private cache, no bars
+                pass
+            Repo.get(str(root), path, out=str(Path(place) / "files"), rev=revision)
+        except DvcException as error:
+            raise DataError(f"DVC has no {path} at {revision} ({_flat(str(error))})") from error
+        for file in sorted((Path(place) / "files").iterdir()):
+            file.replace(to / file.name)
 
 
 def share_cache(root: Path, worktree: Path) -> None:

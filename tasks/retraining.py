@@ -18,12 +18,12 @@ LAST = Path(".runs/retrain.json")
 CODE = ("pipelines", "constraints.txt")
 
 
-def prepare(root: Path) -> Path:
-    """The worktree: HEAD's code, the present parameters and data of this folder, the results of the last retraining.
+def prepare(root: Path, worktree: Path = WORKTREE) -> Path:
+    """The worktree: HEAD's code, the present parameters and data of this folder, the results of the last time.
 
     A person's own work in the folder is not touched, and what is edited there meanwhile does not change the run.
     """
-    folder = root / WORKTREE
+    folder = root / worktree
     lock = folder / "dvc.lock" if (folder / "dvc.lock").exists() else root / "dvc.lock"
     known = lock.read_bytes() if lock.exists() else None
     git(root, "worktree", "prune")
@@ -74,17 +74,22 @@ def policy_of(office: Office) -> str:
 
 def record(folder: Path, params: config.Params, reason: str) -> str:
     """Commit parameters, data and dvc.lock in the worktree, on retrain.branch where one is named; return the commit."""
-    kept = [path for path in ("params.yaml", "dvc.lock", *data(folder)) if not _ignored(folder, path)]
-    git(folder, "add", "--all", "--", *kept)
-    if git(folder, "diff", "--cached", "--name-only"):
-        git(folder, "commit", "--quiet", "--message", f"Retrain: {reason}")
-    made = git(folder, "rev-parse", "HEAD")
+    made = committed(folder, f"Retrain: {reason}")
     branch, remote = params.retrain.branch, params.registry.git_remote
     if branch:
         git(folder, "update-ref", f"refs/heads/{branch}", made)
         if remote and params.retrain.push:
             git(folder, "push", "--quiet", "--force", remote, f"refs/heads/{branch}")
     return made
+
+
+def committed(folder: Path, message: str, *more: str) -> str:
+    """Commit parameters, data, dvc.lock and ``more`` in a worktree, where they have changed; return HEAD's commit."""
+    kept = [path for path in ("params.yaml", "dvc.lock", *data(folder), *more) if not _ignored(folder, path)]
+    git(folder, "add", "--all", "--", *kept)
+    if git(folder, "diff", "--cached", "--name-only"):
+        git(folder, "commit", "--quiet", "--message", message)
+    return git(folder, "rev-parse", "HEAD")
 
 
 def caught_up(root: Path, due: datetime | None) -> str:

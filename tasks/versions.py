@@ -52,6 +52,7 @@ def plan(root: Path, only: tuple[str, ...] = (), force: bool = False) -> Plan:
     """
     with repository.opened(root) as repo:
         nodes = _ordered(repo)
+        absent = _absent(repo)
         chosen = _chosen(only, [stage.name for stage, _ in nodes])
         actions: dict[str, Action] = {}
         outs: dict[str, Any] = {}
@@ -60,7 +61,7 @@ def plan(root: Path, only: tuple[str, ...] = (), force: bool = False) -> Plan:
             if only and stage.name not in chosen:
                 continue
             known = tuple(name for name in after if name in actions)
-            _sources_exist(stage, repo, set(after) - chosen if only else set())
+            _sources_exist(stage, repo, set(after) - chosen if only else set(), absent)
             action, why = _judged(stage, known, actions, outs)
             if force:
                 action, why = "run", "forced"
@@ -94,8 +95,9 @@ def outs(root: Path, stage: str) -> dict[str, str]:
 
 def sources(root: Path) -> list[str]:
     """The files and folders that stages read and no stage writes."""
+    files = ("md5", "md5-dos2unix")  # the second one until dvc.lock has it
     with repository.opened(root) as repo:
-        deps = {dep.def_path: dep for stage in repo.index.stages for dep in stage.deps if dep.hash_name == "md5"}
+        deps = {dep.def_path: dep for stage in _stages(repo) for dep in stage.deps if dep.hash_name in files}
         return sorted(str(path) for path, dep in deps.items() if not _made_by_a_stage(dep, repo))
 
 
@@ -111,10 +113,21 @@ def order_lock(root: Path) -> None:
                     lock["stages"].move_to_end(name)
 
 
+def _stages(repo: Any) -> list[Any]:
+    """What dvc.yaml names: a note that `dvc add` has left beside data is a stage to DVC as well, without a name."""
+    return [stage for stage in repo.index.stages if getattr(stage, "name", None)]
+
+
+def _absent(repo: Any) -> dict[str, str]:
+    """What `dvc add` versions and is not in place: absolute path -> path from the project's folder."""
+    notes = [out for stage in repo.index.stages if not getattr(stage, "name", None) for out in stage.outs]
+    return {out.fs_path: os.path.relpath(out.fs_path, repo.root_dir) for out in notes if not out.exists}
+
+
 def _ordered(repo: Any) -> list[tuple[Any, tuple[str, ...]]]:
     """The stages with the names of what they wait for, in an order in which they can run: as in dvc.yaml where it allows."""
-    graph = repo.index.graph
-    waiting = [(stage, {before.name for before in graph.successors(stage)}) for stage in repo.index.stages if stage.name]
+    graph, stages = repo.index.graph, _stages(repo)
+    waiting = [(stage, {before.name for before in graph.successors(stage) if before in stages}) for stage in stages]
     ordered: list[tuple[Any, tuple[str, ...]]] = []
     done: set[str] = set()
     while waiting:
@@ -135,9 +148,18 @@ def _chosen(only: tuple[str, ...], names: list[str]) -> set[str]:
     return chosen
 
 
-def _sources_exist(stage: Any, repo: Any, left_out: set[str]) -> None:
-    """A missing file that no stage of this run writes would stop DVC in the middle: say so before anything starts."""
+def _sources_exist(stage: Any, repo: Any, left_out: set[str], absent: dict[str, str]) -> None:
+    """A missing file that no stage of this run writes would stop DVC in the middle: say so before anything starts.
+
+    One that `dvc add` versions inside a folder would not even stop it: the folder would be read without it.
+    """
     for dep in stage.deps:
+        for path, shown in absent.items():
+            if path == dep.fs_path or _inside(path, dep.fs_path):
+                raise EnvironmentFault(
+                    f"{shown}: DVC versions it, and it is not here; the stage {stage.name} reads it: "
+                    f"`{repository.tool('dvc')} pull {shown}` brings it"
+                )
         if dep.exists:
             continue
         if not _made_by_a_stage(dep, repo):
@@ -152,7 +174,7 @@ def _sources_exist(stage: Any, repo: Any, left_out: set[str]) -> None:
 
 
 def _made_by_a_stage(dep: Any, repo: Any) -> bool:
-    paths = (out.fs_path for out in repo.index.outs)
+    paths = (out.fs_path for stage in _stages(repo) for out in stage.outs)
     return any(path == dep.fs_path or _inside(path, dep.fs_path) or _inside(dep.fs_path, path) for path in paths)
 
 

@@ -35,11 +35,11 @@ from pipelines.config.policies import (
 )
 from pipelines.config.section import NAME, Count, Fraction, Positive, Precision, Section
 from pipelines.config.training import Generation, Reward, Sft, Training
-from pipelines.config_promotion import Monitor, Promotion, Registry, Retrain
+from pipelines.config_promotion import Collect, Monitor, Promotion, Registry, Retrain
 from pipelines.errors import ConfigurationError
 
 __all__ = [
-    "LABELS_FILE", "NAME", "PAIRS_FILE", "PARAMS", "AnyPolicy", "Base", "Classifier", "Constitution", "Count", "Dpo",
+    "LABELS_FILE", "NAME", "PAIRS_FILE", "PARAMS", "AnyPolicy", "Base", "Classifier", "Collect", "Constitution", "Count", "Dpo",
     "Endpoint", "Evaluate", "Fraction", "Generation", "HeldOut", "Judge", "Kto", "Member", "Offline", "Orpo", "Params",
     "Positive", "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Rejection", "Report", "Reward", "RewardTerm",
     "Runtime", "SavedReward", "Scored", "Scorer", "Scratch", "Section", "Sft", "Suite", "Training", "load",
@@ -143,6 +143,7 @@ class Params(Section):
     registry: Registry = Registry()
     promotion: Promotion = Promotion()
     retrain: Retrain = Retrain()
+    collect: Collect = Collect()
     monitor: Monitor = Monitor()
 
     @model_validator(mode="after")

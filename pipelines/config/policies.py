@@ -180,6 +180,14 @@ class Ppo(Scored):
         return self
 
     @model_validator(mode="after")
+    def _soft_prompts_stay_in_this_process(self) -> Ppo:
+        if self.adapter == "prompt" and (self.engine != "hf" or self.reference_refresh_steps):
+            raise ValueError(
+                "adapter: prompt goes with engine: hf and with reference_refresh_steps: 0; take lora or none otherwise"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _critics_are_for_gae(self) -> Ppo:
         if self.critic == "reward" and self.estimator != "gae":
             raise ValueError(f"critic: reward is for ppo and a2c; {self.method} has no critic")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,11 +32,18 @@ class Generation(Section):
 
 
 class Training(Section):
-    """What every training stage shares; the names are those of Hugging Face. ``batch_size`` is global, over all workers."""
+    """What every training stage shares; the names are those of Hugging Face. ``batch_size`` is global, over all workers.
 
-    adapter: Literal["none", "lora"] = "lora"
+    ``adapter``: ``none`` trains all weights, ``lora`` low-rank additions to them, ``prompt`` a soft prompt of ``prompt_length``
+    vectors, which begins as noise (``random``), as tokens drawn from the vocabulary, or as the tokens of ``prompt_text``.
+    """
+
+    adapter: Literal["none", "lora", "prompt"] = "lora"
     lora_r: Count = 16
     lora_alpha: Count = 32
+    prompt_length: Count = 16
+    prompt_init: Literal["random", "vocabulary", "text"] = "vocabulary"
+    prompt_text: str = ""
     precision: Precision = "bf16"
     learning_rate: Positive = 2e-4
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
@@ -46,6 +53,12 @@ class Training(Section):
     batch_size: Count = 32
     micro_batch_size: Count = 32
     save_steps: Count = 10
+
+    @model_validator(mode="after")
+    def _a_prompt_has_its_text(self) -> Self:
+        if (self.prompt_init == "text") != bool(self.prompt_text.strip()):
+            raise ValueError("prompt_init: text and prompt_text: go together")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Training:
@@ -76,6 +89,14 @@ class Sft(Training):
     def _padding_is_saved_once(self) -> Sft:
         if self.packing and self.group_by_length:
             raise ValueError("packing and group_by_length exclude each other: packed sequences hold no padding")
+        return self
+
+    @model_validator(mode="after")
+    def _each_row_has_its_prompt(self) -> Sft:
+        if self.packing and self.adapter == "prompt":
+            raise ValueError(
+                "adapter: prompt stands before every row, and packing puts rows behind each other; leave packing out"
+            )
         return self
 
 

@@ -54,7 +54,7 @@ def pair_up(
         compared = [max(apart, key=lambda pair: abs(pair[2]))] if apart else []
     else:
         compared = apart
-    pairs = [_labelled(*pair, settings, draw) for pair in compared]
+    pairs = [labelled(*pair, settings, draw) for pair in compared]
     return Pairs(pairs, len(answers) - len({answer.text for answer in answers}), len(judged) - len(apart))
 
 
@@ -72,7 +72,7 @@ def wins(difference: float, temperature: float) -> float:
     return 1.0 / (1.0 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1.0 + math.exp(odds))
 
 
-def _labelled(
+def labelled(
     first: Scored, second: Scored, difference: float, settings: Preferences, draw: random.Random
 ) -> tuple[Scored, Scored]:
     """(chosen, rejected): a Bradley-Terry draw, turned round with probability ``label_noise``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.data.tokens import encode_completion, encode_prompt
+from pipelines.models.soft_prompt import room
 
 Tokens = tuple[list[int], list[int]]
 """A prompt's tokens and an answer's."""
@@ -23,4 +24,4 @@ def tokens_of(tokenizer: Any, prompt: str, answer: str, context: int, ended: boo
 
 def context_of(model: Any) -> int:
     """How many tokens a model can read."""
-    return int(getattr(model.config, "max_position_embeddings", 2**30))
+    return room(getattr(model, "trunk", model))

@@ -1,4 +1,4 @@
-"""LoRA adapters: put on, saved without traces of the machine, merged into a plain model.
+"""Adapters: put on, saved without traces of the machine; LoRA is merged into a plain model, a soft prompt cannot be.
 
 Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (eq. 3: h = W0 x + (alpha / r) B A x).
 """
@@ -15,6 +15,7 @@ import torch
 from pipelines.config import Training
 from pipelines.data.tables import write_json
 from pipelines.errors import DataError
+from pipelines.models import soft_prompt
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -23,13 +24,17 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def add_adapter(model: Any, training: Training, name: str = "default") -> Any:
-    """Put a fresh LoRA adapter on every linear layer and freeze the rest; adapter ``none`` returns the model as it is.
+    """Put a fresh LoRA adapter on every linear layer, or a soft prompt before every row, and freeze the rest.
+
+    Adapter ``none`` returns the model as it is, all of it trained.
 
     A causal model keeps its output layer unadapted (trainers multiply by its weight directly). A model that already
     carries adapters gets one more, which becomes the active one. A is drawn from torch's generator, B is 0: seed first.
     """
     if training.adapter == "none":
         return model.requires_grad_(True)
+    if training.adapter == "prompt":
+        return soft_prompt.add_prompt(model, training)
     from peft import PeftModel, get_peft_model
 
     config = lora_config(model, training)
@@ -64,6 +69,9 @@ def save_adapter(model: Any, folder: Path, base: str = "", name: str = "default"
 
     ``base`` is the relative path from ``folder`` to the model that the adapter sits on.
     """
+    if not is_adapted(model):
+        soft_prompt.write(model, folder, base)
+        return
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -82,6 +90,9 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     if not (folder / CONFIG).is_file():
         raise DataError(f"{folder}: no adapter here ({CONFIG} is missing); run the stage that writes it again")
+    if soft_prompt.is_written(folder):
+        soft_prompt.read(model, folder)
+        return model.requires_grad_(False).eval()
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = LoraConfig(**content | {"base_model_name_or_path": getattr(model, "name_or_path", "")})
     adapted = get_peft_model(model, config)
@@ -114,7 +125,7 @@ def merged_weights(model: Any, name: str = "default") -> Iterator[tuple[str, tor
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether the model carries an adapter."""
+    """Whether the model carries a LoRA adapter."""
     return hasattr(model, "peft_config")
 
 

@@ -24,7 +24,8 @@ from pipelines.data.tokens import left_pad
 from pipelines.errors import DataError
 from pipelines.models.halves import half_linears
 from pipelines.models.loading import autocast
-from pipelines.models.policy import causal_lm, head, pack, response_states, token_logprobs_and_entropies, trunk
+from pipelines.models.policy import head, pack, response_states, token_logprobs_and_entropies, trunk
+from pipelines.models.soft_prompt import room
 
 BLOCK = 256
 LOGITS_AT_ONCE = 1024
@@ -206,11 +207,11 @@ def _uniforms(seeds: Sequence[int], tokens: int) -> torch.Tensor:
 
 def check_prompts(model: Any, prompts: Sequence[Sequence[int]], generation: Generation) -> None:
     """Refuse an empty prompt and one that leaves no room for an answer in the model's context."""
-    context = getattr(causal_lm(model).config, "max_position_embeddings", None)
+    context = room(model)
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {row} has no tokens: an answer needs a token to start from; drop the row or give it text")
-        if context and len(prompt) + generation.max_new_tokens > context:
+        if len(prompt) + generation.max_new_tokens > context:
             raise DataError(
                 f"prompt {row} has {len(prompt)} tokens; with max_new_tokens {generation.max_new_tokens} it passes the"
                 f" model's context of {context}; shorten the prompt or lower max_new_tokens"

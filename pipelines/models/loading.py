@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from pipelines.errors import DataError
+from pipelines.models import soft_prompt
 
 UNPORTABLE = ("_name_or_path", "_model_name_or_path", "name_or_path", "is_local", "local_files_only")
 """Keys that say where a model was loaded from: they would differ from clone to clone."""
@@ -31,7 +32,10 @@ def vocabulary(tokenizer: Any) -> str:
 
 
 def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
-    """A causal language model: float32 weights, in evaluation mode, every dropout at 0, PyTorch's own attention."""
+    """A causal language model: float32 weights, in evaluation mode, every dropout at 0, PyTorch's own attention.
+
+    A soft prompt beside its weights is put on.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -48,16 +52,21 @@ def load_causal_lm(folder: Path, device: str = "cpu") -> Any:
                 setattr(module, name, 0.0)
     if hasattr(model.config, "attention_dropout"):
         model.config.attention_dropout = 0.0
+    soft_prompt.read(model, folder / soft_prompt.NAME)
     model.to(device)
     return model.eval()
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain transformers folder: config, safetensors, tokenizer; nothing that tells where or when."""
+    """Write a plain transformers folder: config, safetensors, tokenizer; nothing that tells where or when.
+
+    A soft prompt, which no weight can hold, goes into a folder of its own beside them.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model.save_pretrained(str(folder), max_shard_size="100GB")
+    with soft_prompt.without(model):
+        model.save_pretrained(str(folder), max_shard_size="100GB")
     tokenizer.save_pretrained(str(folder))
     for file in sorted(folder.glob("*.json")):
         if file.name != "tokenizer.json":
@@ -67,6 +76,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
             file.unlink()
         else:
             file.chmod(0o644)
+    soft_prompt.write(model, folder / soft_prompt.NAME)
 
 
 def autocast(precision: Literal["float32", "bf16"], device: str) -> contextlib.AbstractContextManager:

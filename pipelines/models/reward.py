@@ -20,6 +20,7 @@ from pipelines.data.tokens import right_pad
 from pipelines.errors import ConfigurationError, DataError
 from pipelines.models.adapters import is_adapted, load_adapter, save_adapter
 from pipelines.models.loading import autocast, load_causal_lm, load_tokenizer, vocabulary
+from pipelines.models.soft_prompt import trains_prompt
 
 HEAD, SETTINGS, ADAPTER, TRUNK = "head.safetensors", "reward.json", "adapter", "trunk.safetensors"
 GROUPS = "groups.json"
@@ -101,7 +102,7 @@ def save_reward(model: RewardModel, folder: Path, base: str = "") -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"weight": model.head.weight.detach().cpu().contiguous()}, folder / HEAD)
-    kind = "adapter" if is_adapted(model.trunk) else "trunk"
+    kind = "adapter" if is_adapted(model.trunk) or trains_prompt(model.trunk) else "trunk"
     if kind == "adapter":
         save_adapter(model.trunk, folder / ADAPTER, base)
     else:

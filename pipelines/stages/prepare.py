@@ -1,7 +1,7 @@
 """prepare: demonstrations, prompts and preferences from the source, split by play (or by prompt).
 
 Reads    the installed package ``prepare.package``, or the files and hub data sets under ``prepare.sources``;
-         ``data/preferences/*.jsonl``, ``data/templates/``
+         ``data/preferences/*.jsonl`` and ``*.parquet``, ``data/templates/``
 Writes   artifacts/prepared/{corpus,demonstrations,prompts,phrasings,preferences,labels}.parquet, artifacts/prepared/quality.json,
          artifacts/prepared/quarantine.jsonl (bad rows that were put aside: code, place, reason)
 Params   seed, prepare
@@ -31,7 +31,7 @@ from pipelines.data.plays import read_plays
 from pipelines.data.quality import SAMPLE, languages, quality
 from pipelines.data.rows import Ingested, ingest
 from pipelines.data.splits import without_leaks
-from pipelines.data.tables import read_blocks, write_json, write_stream, write_table
+from pipelines.data.tables import read_blocks, read_table, write_json, write_stream, write_table
 from pipelines.data.vetting import vet, vet_rows
 from pipelines.errors import DataError
 
@@ -141,22 +141,21 @@ def draw_demonstrations(
 def read_pool(
     ctx: Context, candidates: pd.DataFrame, material: Material, quarantine: Path
 ) -> tuple[list[pyarrow.Table], dict[str, Any]]:
-    """People's pairs under data/preferences/, and each file's counts.
+    """The pairs under data/preferences/, and each file's counts: people's files, and tables that the loop has collected.
 
-    A prompt of the source keeps its split, another is split by its hash.
+    A prompt of the source keeps its split, another is split by its hash (a collected one as it was when it was asked).
     """
     pool, facts = [], {}
-    for path in sorted((ctx.root / POOL).glob("*.jsonl")):
-        source = Source(path=f"{POOL}/{path.name}", format="preference")
-        settings = ctx.params.prepare.model_copy(update={"sources": {path.stem: source}})
-        found = ingest(settings, ctx.root, ctx.scratch / "pool", ctx.params.seed, quarantine)
-        vet_rows(found, settings, source.path)
-        pairs = pyarrow.concat_tables(streams.pairs_of(found)).to_pandas()
+    for path in sorted([*(ctx.root / POOL).glob("*.jsonl"), *(ctx.root / POOL).glob("*.parquet")]):
+        if path.suffix == ".parquet":
+            pairs = read_table(path, schemas.PAIRS)
+            facts[path.stem] = {"read": len(pairs)}
+        else:
+            pairs, facts[path.stem] = _from_people(ctx, path, quarantine)
         known = material.whole(candidates[candidates["key"].isin(streams.keys_of(pairs["prompt"]))])
         for column, name in (("split", "split"), ("prompt_id", "id")):
             pairs[column] = pairs["prompt"].map(dict(zip(known["prompt"], known[name], strict=True))).fillna(pairs[column])
         pool.append(_arrow(pairs))
-        facts[path.stem] = found.ledger.facts()
     return pool, facts
 
 
@@ -206,6 +205,15 @@ def _read(ctx: Context, prepare: Prepare, quarantine: Path) -> tuple[Ingested, d
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(quarantine, kept)
         raise DataError(f"{error}; every bad row is listed in .runs/prepare/{quarantine.name}") from error
+
+
+def _from_people(ctx: Context, path: Path, quarantine: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The pairs of a file that people have written, checked row by row, and its counts."""
+    source = Source(path=f"{POOL}/{path.name}", format="preference")
+    settings = ctx.params.prepare.model_copy(update={"sources": {path.stem: source}})
+    found = ingest(settings, ctx.root, ctx.scratch / "pool", ctx.params.seed, quarantine)
+    vet_rows(found, settings, source.path)
+    return pyarrow.concat_tables(streams.pairs_of(found)).to_pandas(), found.ledger.facts()
 
 
 def _arrow(rows: pd.DataFrame) -> pyarrow.Table:

@@ -16,8 +16,9 @@ from trl import DPOConfig, DPOTrainer
 
 from pipelines import config
 from pipelines.context import Worker
-from pipelines.models.adapters import lora_config
+from pipelines.models.adapters import add_adapter, lora_config
 from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.models.soft_prompt import room
 from pipelines.training import hf
 from pipelines.training.offline import Job, fitting_pairs, write
 from pipelines.training.pairs import Row, length, longest
@@ -37,9 +38,11 @@ def train(job: Job[config.Dpo], worker: Worker) -> None:
     tokenizer = load_tokenizer(job.sft)
     torch.manual_seed(job.seed)
     model = load_causal_lm(job.sft, worker.device)
+    if job.training.adapter == "prompt":
+        model = add_adapter(model, job.training)
 
     # 2. pairs, tokenised once
-    rows, figures = fitting_pairs(job, tokenizer, model.config.max_position_embeddings)
+    rows, figures = fitting_pairs(job, tokenizer, room(model))
 
     # 3. the trainer
     trainer = make_trainer(job, worker, model, tokenizer, rows)
@@ -68,7 +71,7 @@ def losses(training: config.Dpo) -> dict[str, Any]:
 
 def make_trainer(job: Job[config.Dpo], worker: Worker, model: Any, tokenizer: Any, rows: dict[str, list[Row]]) -> Dpo:
     """The trainer of ``model`` against the SFT model, with the order of its rows fixed."""
-    training, adapted = job.training, job.training.adapter != "none"
+    training, adapted = job.training, job.training.adapter == "lora"
     order = hf.row_order(training, [length(row) for row in rows["train"]], job.seed)
     steps = len(order) // training.batch_size
     arguments = hf.arguments(training, worker, job.scratch / "checkpoints", steps, job.seed)

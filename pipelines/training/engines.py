@@ -16,6 +16,7 @@ import torch
 
 from pipelines.config import Ppo
 from pipelines.errors import EnvironmentFault
+from pipelines.models import soft_prompt
 from pipelines.models.adapters import merged_weights
 from pipelines.models.generation import Answers, sample
 
@@ -54,6 +55,8 @@ def vllm(params: Ppo, folder: Path, tokenizer: Any, longest: int, device: str) -
         )
     if importlib.util.find_spec("vllm") is None:
         raise EnvironmentFault("engine: vllm needs the package vllm (pip install 'trl[vllm]' takes one that fits), or engine: hf")
+    if (folder / soft_prompt.NAME).is_dir():
+        raise EnvironmentFault("engine: vllm knows no soft prompt, and the SFT model has one; take engine: hf")
     # One process and one scheduler, so that the same prompts and seeds are batched in the same way; and a worker of a group of
     # trainers stays an engine of its own (external_launcher), which reads these.
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

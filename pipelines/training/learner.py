@@ -186,7 +186,7 @@ def make_learner(
     """
     check_head(model)
     torch.manual_seed(seed)
-    reference = copy.deepcopy(model).requires_grad_(False).eval() if params.adapter == "none" else None
+    reference = copy.deepcopy(model).requires_grad_(False).eval() if params.adapter != "lora" else None
     policy = add_adapter(model, params).eval()
     if params.reference_refresh_steps and reference is None:
         policy.add_adapter(REFERENCE, policy.peft_config[POLICY])

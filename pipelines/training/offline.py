@@ -14,6 +14,7 @@ from pipelines.data import lengths
 from pipelines.data.tables import write_json
 from pipelines.models.adapters import is_adapted, merge, save_adapter
 from pipelines.models.loading import save_model
+from pipelines.models.soft_prompt import trains_prompt
 from pipelines.training import hf
 from pipelines.training.pairs import Row, longest, read_rows, token_counts
 from pipelines.training.results import SFT
@@ -55,7 +56,7 @@ def write_policy(trainer: hf.Frame, tokenizer: Any, out: Path) -> pd.DataFrame:
     """Write the history, the adapter and the merged model below ``out``; give the history back."""
     history = hf.write_history(trainer, out)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if is_adapted(model):
+    if is_adapted(model) or trains_prompt(model):
         save_adapter(model, out / "adapter", SFT)
     save_model(merge(model), tokenizer, out / "model")
     return history

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipelines.data.tables import whole_file, write_json, write_table
+from pipelines.models import soft_prompt
 from pipelines.models.adapters import is_adapted, load_adapter, merge, save_adapter
 from pipelines.models.loading import load_causal_lm, save_model
 
@@ -35,6 +36,8 @@ def write_results(job: Job, policy: Any, tokenizer: Any, progress: Progress) -> 
         write_json(job.out / "actions.json", progress.actions)
     if (job.scratch / "snapshots").exists():
         shutil.copytree(job.scratch / "snapshots", job.out / "snapshots", dirs_exist_ok=True)
+    if soft_prompt.trains_prompt(policy):
+        save_adapter(policy, job.out / "adapter", SFT)
     if is_adapted(policy):
         save_adapter(policy, job.out / "adapter", SFT)
         policy = merge(load_adapter(load_causal_lm(job.sft), job.out / "adapter"))
@@ -51,7 +54,9 @@ def drop_snapshots(scratch: Path, step: int) -> None:
 def snapshot(scratch: Path, step: int, policy: Any) -> None:
     """Keep the policy as it is after ``step``: its adapter, or all weights where there is none."""
     place = scratch / "snapshots" / f"step-{step:06d}"
-    if is_adapted(policy):
+    if is_adapted(policy) or soft_prompt.trains_prompt(policy):
         save_adapter(policy, place, "../" * 4 + "sft/model")
     else:
-        policy.save_pretrained(str(place))
+        with soft_prompt.without(policy):
+            policy.save_pretrained(str(place))
+        soft_prompt.write(policy, place / soft_prompt.NAME)

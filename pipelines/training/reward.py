@@ -26,6 +26,7 @@ from pipelines.errors import DataError
 from pipelines.models.adapters import add_adapter
 from pipelines.models.loading import load_tokenizer
 from pipelines.models.reward import RewardModel, collate, new_reward, save_reward, score
+from pipelines.models.soft_prompt import room
 from pipelines.training import hf
 from pipelines.training.calibration import calibration
 from pipelines.training.listings import GRADES, WHOSE, collate_graded, collate_listings, graded, listings, standardised
@@ -102,7 +103,7 @@ def train(job: Job, worker: Worker) -> None:
     torch.manual_seed(job.seed)
     model = new_reward(job.sft, job.training.pooling, job.training.layers, worker.device)
     model.trunk = add_adapter(model.trunk, job.training)
-    context, counts = model.config.max_position_embeddings, {}
+    context, counts = room(model.trunk), {}
     for split, some in rows.items():
         where = f"{job.pairs.name} ({split})"
         rows[split], counts[split] = lengths.fit_pairs(some, context, job.training.excess_length, where)

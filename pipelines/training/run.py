@@ -18,6 +18,7 @@ from pipelines.models.adapters import add_adapter
 from pipelines.models.generation import check_prompts
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import RewardModel
+from pipelines.models.soft_prompt import prompt_of
 from pipelines.training import checkpoints
 from pipelines.training.distributed import barrier
 from pipelines.training.engines import Engine, open_engine
@@ -109,6 +110,8 @@ def begin(job: Job, worker: Worker, engine: Engine | None = None, before: float 
     critic = _critic(job, place)
     seed = seed_for(job.seed, "adapter") % 2**31
     model = load_causal_lm(job.sft, place)
+    if mesh is not None and (job.params.adapter == "prompt" or prompt_of(model) is not None):
+        raise ConfigurationError("runtime.shard: a soft prompt is not split over workers; leave shard out, or take adapter lora")
     check_prompts(model, job.prompts, job.params.generation)  # all of them now, not each in its step
     learner = make_learner(model, job.params, seed, critic, mesh)
     rewards = open_terms(job.rewards, tokenizer, worker.device)

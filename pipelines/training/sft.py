@@ -23,6 +23,7 @@ from pipelines.data.tokens import examples
 from pipelines.errors import ConfigurationError
 from pipelines.models.adapters import add_adapter, is_adapted, merge, save_adapter
 from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
+from pipelines.models.soft_prompt import room, trains_prompt
 from pipelines.training import hf
 from pipelines.training.distributed import shared_out
 from pipelines.training.packing import check_apart, collator, packed
@@ -57,7 +58,7 @@ def train(job: Job, worker: Worker) -> None:
     # 2. the model, with fresh adapters where asked
     torch.manual_seed(job.seed)
     model = add_adapter(load_causal_lm(job.base, worker.device), job.training)
-    limit, counts = _limit(job.training, model.config.max_position_embeddings), {}
+    limit, counts = _limit(job.training, room(model)), {}
     for split in splits:
         where = f"demonstrations ({split})"
         rows[split], counts[split] = lengths.fit(rows[split], limit, job.training.excess_length, where)
@@ -125,7 +126,7 @@ def _token_counts(rows: list[dict[str, list[int]]]) -> dict[str, float]:
 def _write(job: Job, trainer: Sft, tokenizer: Any, eval_loss: float, rows: int, counts: dict[str, float]) -> None:
     history = hf.write_history(trainer, job.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if is_adapted(model):
+    if is_adapted(model) or trains_prompt(model):
         save_adapter(model, job.out / "adapter", "../../base")
     save_model(merge(model), tokenizer, job.out / "model")
     figures = {"eval_loss": eval_loss, "loss": float(history["loss"].dropna().iloc[-1])}

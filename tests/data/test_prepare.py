@@ -16,8 +16,8 @@ from pipelines.config.data import Source
 from pipelines.context import Context
 from pipelines.data import streams
 from pipelines.data.quality import languages, quality
-from pipelines.data.schemas import PHRASINGS
-from pipelines.data.tables import read_table
+from pipelines.data.schemas import PAIRS, PHRASINGS, empty
+from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
 from pipelines.stages import prepare
 from tests.data.helpers import leaks
@@ -151,6 +151,29 @@ def test_the_pool_keeps_the_split_of_prompts_that_are_known(plays: tuple, tmp_pa
     assert (pair["prompt_id"], pair["split"], pair["source"]) == (test_prompt["id"], "test", "friends")
     assert tables["preferences"]["group"].tolist() == ["all", "all"]
     assert leaks(tables) == 0
+
+
+def test_what_the_loop_has_collected_is_part_of_the_pool(plays: tuple, tmp_path: Path) -> None:
+    """A cut answer stays cut, its judge stays named; a known prompt keeps its split, another the one it was asked in."""
+    asked = plays[1]["prompts"].iloc[0]
+    shared = {"group": "lear", "judge": "lexicon", "margin": float("nan"), "source": "round-001", "rejected_ended": True}
+    rows = [
+        {"id": "round-001-0", "prompt_id": "x", "prompt": asked["prompt"], "chosen": "", "rejected": " b", "split": "test"},
+        {"id": "round-001-1", "prompt_id": "y", "prompt": "Something new", "chosen": " a", "rejected": " b", "split": "test"},
+    ]
+    table = pd.DataFrame([{**row, **shared, "chosen_ended": False} for row in rows])[list(empty(PAIRS))]
+    write_table(table, tmp_path / "data/preferences/round-001.parquet", PAIRS)
+    _jsonl(
+        tmp_path / "data/preferences/friends.jsonl", [{"prompt": "New", "chosen": " c", "rejected": " d", "annotator": "anna"}]
+    )
+    _, tables, out = _run(tmp_path, _params())
+    pairs = tables["preferences"]
+    assert pairs["source"].tolist() == ["friends", "round-001", "round-001"]
+    assert pairs["judge"].tolist() == ["people", "lexicon", "lexicon"]
+    assert pairs["chosen_ended"].tolist() == [True, False, False]
+    assert pairs["prompt_id"].tolist()[1:] == [asked["id"], "y"]
+    assert pairs["split"].tolist()[1:] == [asked["split"], "test"]
+    assert json.loads((out / "quality.json").read_text())["pool"]["round-001"] == {"read": 2}
 
 
 def test_a_group_is_in_one_split_and_a_prompt_of_two_groups_stays_held_out(tmp_path: Path) -> None:

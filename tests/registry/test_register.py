@@ -88,6 +88,12 @@ def test_the_same_content_is_the_same_version(project: Project) -> None:
     assert [entry.kind for entry in office.ledger.entries()] == ["register", "register"]
 
 
+def test_a_policy_with_a_soft_prompt_is_not_registered(project: Project) -> None:
+    (project.folder / "artifacts/policies/ppo/model/soft_prompt").mkdir()
+    with pytest.raises(ConfigurationError, match="--policy ppo: it answers through a soft prompt"):
+        registry.register(registry.opened(project.folder), "ppo")
+
+
 def test_what_git_does_not_hold_is_not_registered(project: Project) -> None:
     office = registry.opened(project.folder)
     house.give(project, 3)

@@ -62,5 +62,5 @@ def test_a_schedule_retrains_promotes_and_keeps(project: Project, monkeypatch: p
         names = [automation.name for automation in client.read_automations()]
         assert "prefloop: close runs whose process died" in names
         assert any("drift" in name for name in names)
-        assert deploy.deploy(project.folder) == ["monitor", "promote", "retrain"], "safe to repeat"
+        assert deploy.deploy(project.folder) == ["collect", "monitor", "promote", "retrain"], "safe to repeat"
         assert len(client.read_automations()) == len(names)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConfigurationError, EnvironmentFault
-from tasks import versions
+from tasks import repository, versions
 from tests.project import STAGES, Project, environment_for, make
 
 
@@ -219,3 +219,25 @@ def test_locks_of_killed_processes_do_not_stand_in_the_way(project: Project) -> 
 def test_the_site_cache_is_private(project: Project) -> None:
     versions.plan(project.folder)
     assert (project.folder / ".dvc/tmp/site").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_dvc_versions_inside_a_dependency_is_data_and_has_to_be_there(project: Project) -> None:
+    """`dvc add` leaves a note that DVC counts among its stages: it is none of the graph's, and its data is a source."""
+    project.set("    - src.txt", "    - src.txt\n    - data/preferences", "dvc.yaml")
+    project.write("data/preferences/README.md", "people\n")
+    project.write("data/preferences/round-001.parquet", "rows\n")
+    repository.track(project.folder, Path("data/preferences/round-001.parquet"), {"source": "a test"})
+    assert project.read("data/preferences/round-001.parquet.dvc").endswith("meta:\n  source: a test\n")
+    assert not (project.folder / "data/preferences/.gitignore").exists(), "the project's .gitignore has it already"
+    plan = versions.plan(project.folder)
+    assert [planned.stage for planned in plan.stages] == STAGES
+    assert plan.names("run") == STAGES
+    assert versions.sources(project.folder) == ["data/preferences", "src.txt"]
+
+    (project.folder / "data/preferences/round-001.parquet").unlink()
+    with pytest.raises(EnvironmentFault, match=r"data/preferences/round-001\.parquet: DVC versions it, .* the stage first reads"):
+        versions.plan(project.folder)
+    project.dvc("checkout", "--quiet", "data/preferences/round-001.parquet.dvc")
+    assert project.read("data/preferences/round-001.parquet") == "rows\n"
+    project.dvc("repro", "--quiet")
+    assert versions.plan(project.folder).idle

@@ -69,6 +69,19 @@ def test_first_mini_batch_is_on_policy(sft: Path, tmp_path: Path, changes: dict[
     assert rows["objective/kl"][1] != 0.0
 
 
+def test_a_soft_prompt_is_what_is_trained_and_kept_beside_the_weights(sft: Path, tmp_path: Path) -> None:
+    """The weights stay those of SFT; KL is measured from the model without the prompt, so it is there from the first step."""
+    task = job(sft, tmp_path, params(steps=2, adapter="prompt", prompt_length=2, learning_rate=1e-2))
+    alone(task)
+    assert history(task)["objective/kl"][0] != 0.0
+    weights, before = (load_file(folder / "model.safetensors") for folder in (task.out / "model", sft))
+    assert weights.keys() == before.keys()
+    assert all(torch.equal(weights[name], before[name]) for name in before)
+    kept = [load_file(task.out / place / "adapter_model.safetensors") for place in ("model/soft_prompt", "adapter")]
+    assert torch.equal(kept[0]["prompt_embeddings"], kept[1]["prompt_embeddings"])
+    assert kept[0]["prompt_embeddings"].shape[0] == 2
+
+
 def test_results_are_whole(sft: Path, tmp_path: Path) -> None:
     """History under the field's names, a plain model that differs from SFT as its adapter says, a CSV, metrics, journal."""
     task = job(sft, tmp_path, params(snapshot_every=3))

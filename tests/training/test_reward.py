@@ -94,7 +94,7 @@ def test_disagreement_by_hand() -> None:
     assert found == {"ensemble_accuracy": 0.5, "members_split": pytest.approx(1 / 3)}
 
 
-@pytest.mark.parametrize("adapter", ["lora", "none"])
+@pytest.mark.parametrize("adapter", ["lora", "none", "prompt"])
 def test_one_word_is_learnt_and_the_scores_are_centred(tmp_path: Path, adapter: str) -> None:
     job = _job(tmp_path, adapter=adapter, num_train_epochs=4)
     reward.train(job, helpers.worker(tmp_path / "journal"))
