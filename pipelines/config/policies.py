@@ -258,6 +258,7 @@ class Orpo(Offline):
     """Odds-ratio preference optimisation with TRL's trainer: no reference model. ``beta`` is the paper's lambda."""
 
     method: Literal["orpo"]
+    adapter: Literal["none", "lora"] = "lora"
 
 
 class Kto(Offline):
@@ -268,6 +269,7 @@ class Kto(Offline):
     """
 
     method: Literal["kto"]
+    adapter: Literal["none", "lora"] = "lora"
     desirable_weight: Positive = 1.0
     undesirable_weight: Positive = 1.0
 
