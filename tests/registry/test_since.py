@@ -39,7 +39,7 @@ def test_the_page_shows_what_has_changed_since_the_champion(project: Project) ->
     assert not [line for line in lines if line.startswith("data artifacts/")]
 
     project.write("artifacts/report/index.html", "<body><main></main></body>")
-    page = publish.report(project.folder, "", "")
+    page = publish.report(project.folder, "run 7", "flow 7")
     assert page
     assert told + '<section id="lineage">' in page.read_text(encoding="utf-8")
 
