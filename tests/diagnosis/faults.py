@@ -27,7 +27,7 @@ from pipelines.data.tables import read_table, write_table
 from pipelines.diagnosis import Record, detector_of, examine
 from pipelines.evaluation.findings import labels
 from pipelines.journal import Journal, read_from
-from pipelines.training import checkpoints, dpo, reward
+from pipelines.training import checkpoints, dpo, offline, reward
 from pipelines.training import update as updates
 from pipelines.training.learner import Learner
 from pipelines.training.ppo import Job, train
@@ -293,13 +293,13 @@ def pairwise(place: Path, seed: int = 5, alike: bool = False, same: bool = False
     plain = {"method": "dpo", "adapter": "none", "precision": "float32", "batch_size": 8, "micro_batch_size": 8, "beta": 0.2,
              "learning_rate": 1e-4, "num_train_epochs": 4}  # fmt: skip
     training = config.Dpo(**(plain | changes))
-    honest = dpo.read_rows
+    honest = offline.read_rows
 
     def equal(*arguments: Any) -> Any:
         return {split: [row | {"rejected_ids": row["chosen_ids"]} for row in rows] for split, rows in honest(*arguments).items()}
 
     journal = place / "journal.jsonl"
-    with mock.patch.object(dpo, "read_rows", equal if same else honest):
+    with mock.patch.object(offline, "read_rows", equal if same else honest):
         dpo.train(dpo.Job(sft, pairs, place / "out", place / "scratch", training, seed), helpers.worker(journal))
     figures = json.loads((place / "out" / "metrics.json").read_text())
     return Record(
