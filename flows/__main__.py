@@ -254,42 +254,18 @@ def do_commit(root: Path, options: argparse.Namespace) -> int:
 
 
 def do_generate(root: Path, options: argparse.Namespace) -> int:
-    """Hand over to ``python -m pipelines generate``, which loads the model and streams."""
-    import subprocess
-
-    from tasks import repository
-
-    arguments = [
-        "--policy",
-        options.policy,
-        "--max-new-tokens",
-        str(options.max_new_tokens),
-        "--temperature",
-        str(options.temperature),
-    ]
-    command = [sys.executable, "-m", "pipelines", "generate", *arguments, "--seed", str(options.seed), "--", options.prompt]
-    with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            return child.wait() or 130
+    """``python -m pipelines generate`` loads the model and streams."""
+    sampling = ["--max-new-tokens", str(options.max_new_tokens), "--temperature", str(options.temperature)]
+    return _hand_over(root, "generate", "--policy", options.policy, *sampling, "--seed", str(options.seed), "--", options.prompt)
 
 
 def do_compare(root: Path, options: argparse.Namespace) -> int:
-    """Hand over to ``python -m pipelines compare``, which loads the models; registered versions as folders."""
-    import subprocess
+    """``python -m pipelines compare`` loads the models; registered versions as folders."""
     import tempfile
-
-    from tasks import repository
 
     with tempfile.TemporaryDirectory(prefix="prefloop-") as spare:
         models = [_folder_of_version(root, model, Path(spare)) for model in options.models]
-        command = [sys.executable, "-m", "pipelines", "compare", *models, "--judge", options.judge]
-        with subprocess.Popen(command, cwd=root, env=repository.environment(root)) as child:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                return child.wait() or 130
+        return _hand_over(root, "compare", *models, "--judge", options.judge)
 
 
 def _folder_of_version(root: Path, model: str, spare: Path) -> str:
@@ -320,28 +296,32 @@ def do_revise(root: Path, options: argparse.Namespace) -> int:
 
 
 def do_data(root: Path, options: argparse.Namespace) -> int:
-    """Hand over to ``python -m pipelines data``, which reads the rows."""
-    import subprocess
-
-    from tasks import repository
-
+    """``python -m pipelines data`` reads the rows."""
     arguments = {
         "check": lambda: [*options.paths, "--format", options.format, "--golden", options.golden, "--columns", *options.columns],
         "show": lambda: ["--examples", str(options.examples)],
         "diff": lambda: [options.revision],
     }[options.data_command]()
-    command = [sys.executable, "-m", "pipelines", "data", options.data_command, *arguments]
-    return subprocess.run(command, cwd=root, env=repository.environment(root), check=False).returncode
+    return _hand_over(root, "data", options.data_command, *arguments)
 
 
 def do_doctor(root: Path, options: argparse.Namespace) -> int:
-    """Hand over to ``python -m pipelines doctor``, which reads histories."""
+    """``python -m pipelines doctor`` reads histories."""
+    return _hand_over(root, "doctor", *(["--json"] if options.json else []), "--", options.what)
+
+
+def _hand_over(root: Path, command: str, *arguments: str) -> int:
+    """Run ``python -m pipelines COMMAND`` in the project, which imports what we do not; Ctrl-C reaches it as well."""
     import subprocess
 
     from tasks import repository
 
-    command = [sys.executable, "-m", "pipelines", "doctor", *(["--json"] if options.json else []), "--", options.what]
-    return subprocess.run(command, cwd=root, env=repository.environment(root), check=False).returncode
+    whole = [sys.executable, "-m", "pipelines", command, *arguments]
+    with subprocess.Popen(whole, cwd=root, env=repository.environment(root)) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            return child.wait() or 130
 
 
 def do_data_add(root: Path, options: argparse.Namespace) -> int:

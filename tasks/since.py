@@ -10,7 +10,6 @@ from typing import Any
 from pipelines import config
 from pipelines.adapters.registry import Version
 from pipelines.adapters.spool import store_uri
-from pipelines.errors import PrefloopError
 from tasks import locks, registry
 from tasks.ledger import path_of
 
@@ -31,8 +30,8 @@ def section(root: Path) -> str:
             return ""
         version = office.registry.version(number)
         body = _body(root, version, registry.lineage_of(office, version), office.params)
-    except (PrefloopError, OSError) as error:
-        body = f"<p>{html.escape(str(error))}</p>"
+    except Exception as error:  # MLflow's stores raise their own; a section of the page is not worth the run that made it
+        body = f"<p>{html.escape(f'{type(error).__name__}: {error}')}</p>"
     return f'<section id="champion"><h2>Since the champion</h2>{body}</section>'
 
 

@@ -48,7 +48,8 @@ def test_a_damaged_lineage_is_said_and_costs_no_run(project: Project) -> None:
     office = registry.opened(project.folder)
     version, _ = registry.register(office, "ppo")
     promotion.promote(office, version)
-    for path in (project.folder / "mlruns").rglob("lineage.json"):
-        path.unlink()
-    told = since.section(project.folder)
-    assert "lineage.json" in told
+    (path,) = (project.folder / "mlruns").rglob("lineage.json")
+    path.write_text("{}", encoding="utf-8")
+    assert "KeyError" in since.section(project.folder), "a version of another layout"
+    path.unlink()
+    assert "lineage.json is not in its artifacts" in since.section(project.folder)
