@@ -34,8 +34,9 @@ def deploy(root: Path) -> list[str]:
         raise ConfigurationError("prefect.yaml: no such file; `git checkout prefect.yaml` restores the project's")
     _pool()
     arguments = ["--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml"]
+    environment_ = {**variables(root), "COLUMNS": "1000"}  # a message on one line: the last is what is told
     done = subprocess.run(
-        processes.command("prefect", arguments), cwd=root, env=variables(root), capture_output=True, text=True, timeout=600
+        processes.command("prefect", arguments), cwd=root, env=environment_, capture_output=True, text=True, timeout=600
     )
     if done.returncode:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
