@@ -20,33 +20,33 @@ def chosen_logprobs(
     states_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """log softmax(states weight^T / temperature) at ``targets``, [N] float32. Differentiable in states and weight."""
-    return _Chosen.apply(states_NH, weight_VH, targets_N, temperature)
+    return _Chosen.apply(states_NH, weight_VH, targets_N, temperature, False)[0]
 
 
-@torch.no_grad()
 def logprobs_and_entropies(
     states_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same log-probabilities bit for bit, and the entropies in nats (log Z - E[z]), both [N]; no gradient."""
-    logits_NV = _product(states_NH, weight_VH)
-    chosen_N, totals_N = _chosen_and_totals(logits_NV, targets_N, temperature)
-    entropies_N = torch.empty_like(totals_N)
-    for piece in _pieces(len(totals_N)):
-        scaled = _scaled(logits_NV[piece], temperature)
-        entropies_N[piece] = totals_N[piece] - ((scaled - totals_N[piece, None]).exp_() * scaled).sum(-1)
-    return chosen_N - totals_N, entropies_N
+    """The same log-probabilities bit for bit, and the entropies in nats (log Z - E[z], without gradient), both [N]."""
+    return _Chosen.apply(states_NH, weight_VH, targets_N, temperature, True)
 
 
 class _Chosen(torch.autograd.Function):
     """See ``chosen_logprobs``. Under autocast the products run in its type; everything else is float32."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float, with_entropies: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits_NV = _product(states, weight)
         chosen_N, totals_N = _chosen_and_totals(logits_NV, targets, temperature)
+        entropies_N = torch.zeros_like(totals_N)
+        for piece in _pieces(len(totals_N)) if with_entropies else ():
+            scaled = _scaled(logits_NV[piece], temperature)
+            entropies_N[piece] = totals_N[piece] - ((scaled - totals_N[piece, None]).exp_() * scaled).sum(-1)
         ctx.save_for_backward(states, weight, targets, logits_NV, totals_N)
+        ctx.mark_non_differentiable(entropies_N)
         ctx.temperature = temperature
-        return chosen_N - totals_N
+        return chosen_N - totals_N, entropies_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -59,7 +59,7 @@ class _Chosen(torch.autograd.Function):
             slopes_NV[piece] = slope
         to_states = (slopes_NV @ weight.to(slopes_NV.dtype)).to(states.dtype) if ctx.needs_input_grad[0] else None
         to_weight = (slopes_NV.T @ states.to(slopes_NV.dtype)).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        return to_states, to_weight, None, None
+        return to_states, to_weight, None, None, None
 
 
 def _product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ def token_logprobs(model: Any, states: torch.Tensor, targets: torch.Tensor, temp
 def token_logprobs_and_entropies(
     model: Any, states: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same log-probabilities bit for bit, and entropies [N] in nats; without gradient."""
+    """The same log-probabilities bit for bit, and entropies [N] in nats without gradient."""
     return logprobs_and_entropies(states, head(model).weight, targets, temperature)
 
 

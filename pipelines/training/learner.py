@@ -91,17 +91,19 @@ class Learner:
             values_N = self._values(states_NH, packed)
         return logprobs_N, values_N
 
-    @torch.no_grad()
-    def assess(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def assess(
+        self, packed: Packed, differentiable: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is known of answers before the update, each [N]: log-probabilities, values, entropies, and the reference's
-        log-probabilities. The first two are those of ``evaluate`` bit for bit."""
+        log-probabilities. The first two are those of ``evaluate`` bit for bit, and with their graph if ``differentiable``."""
         temperature = self.params.generation.temperature
         with self._mode(packed):
-            states_NH = response_states(self.policy, packed)
-            logprobs_N, entropies_N = token_logprobs_and_entropies(self.policy, states_NH, packed.targets, temperature)
-            with self._reference() as model:
+            with torch.no_grad(), self._reference() as model:
                 reference_N = token_logprobs(model, response_states(model, packed), packed.targets, temperature)
-            values_N = self._values(states_NH, packed)
+            with torch.set_grad_enabled(differentiable):
+                states_NH = response_states(self.policy, packed)
+                logprobs_N, entropies_N = token_logprobs_and_entropies(self.policy, states_NH, packed.targets, temperature)
+                values_N = self._values(states_NH, packed)
         return logprobs_N, values_N, entropies_N, reference_N
 
     def _values(self, states_NH: torch.Tensor, packed: Packed) -> torch.Tensor:

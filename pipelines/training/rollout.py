@@ -62,6 +62,8 @@ class Rollout:
     """[B] standard deviation over the members of an ensemble of reward models; empty where there is none."""
     groups: dict[str, torch.Tensor] = field(default_factory=dict)
     """[B] the scores of every group's own reward model; empty where there is none."""
+    first_pass: tuple[torch.Tensor, torch.Tensor] | None = None
+    """[N] log-probabilities and values with their graphs, where the update begins with this very pass."""
 
 
 def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engine, seed: int, step: int) -> Rollout:
@@ -77,17 +79,33 @@ def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engin
         name: [torch.empty(0)] * len(prompts) for name in ("logprobs", "values", "entropies", "reference")
     }
     lengths = [len(p) + len(a) for p, a in zip(prompts, sampled.tokens, strict=True)]
+    once, first_pass = begins_the_update(learner, len(prompts), step), None
     for rows in batches_of_like_length(lengths, params.micro_batch_size):
         packed = pack([prompts[row] for row in rows], [sampled.tokens[row] for row in rows], learner.device)
-        for into, whole in zip(parts.values(), learner.assess(packed), strict=True):
-            for row, part in zip(rows, whole.cpu().split(packed.lengths), strict=True):
+        assessed = learner.assess(packed, differentiable=once)
+        first_pass = assessed[:2] if once else None
+        for into, whole in zip(parts.values(), assessed, strict=True):
+            for row, part in zip(rows, whole.detach().cpu().split(packed.lengths), strict=True):
                 into[row] = part
     padded = {name: _padded(rows, mask) for name, rows in parts.items()}
     # what the policy itself sampled differs from the pass over whole answers by rounding alone, which is not made up for
     own = params.engine == "hf"
     padded["sampled"] = padded["logprobs"] if own else _padded([torch.tensor(row) for row in sampled.logprobs], mask)
     scores = torch.zeros(len(prompts))
-    return Rollout(first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=scores, terms={}, groups={})
+    return Rollout(
+        first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=scores, terms={}, first_pass=first_pass
+    )
+
+
+def begins_the_update(learner: Learner, rows: int, step: int) -> bool:
+    """Whether the pass over a worker's ``rows`` answers is also the update's first: they are one micro-batch of one mini-batch.
+
+    Then it is made once, a tenth of a step less. While the critic warms up the policy has no gradient, and weights that are
+    split over the workers are whole during the rollout alone.
+    """
+    params = learner.params
+    one = params.mini_batch_size == params.batch_size * params.samples_per_prompt and rows <= params.micro_batch_size
+    return one and step > params.critic_warmup_steps and not learner.sharded
 
 
 def score(rollout: Rollout, rewards: Sequence[OpenTerm]) -> None:

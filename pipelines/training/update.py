@@ -141,7 +141,8 @@ def _loss(
     old_N, sampled_N, old_values_N, advantages_N, returns_N = (
         part[rows][valid].to(device) for part in (rollout.logprobs, rollout.sampled, rollout.values, advantages_BT, returns_BT)
     )
-    logprobs_N, values_N = learner.evaluate(packed, frozen_policy=warming)
+    known, rollout.first_pass = rollout.first_pass, None  # of the weights as they were when the answers were sampled
+    logprobs_N, values_N = known or learner.evaluate(packed, frozen_policy=warming)
     policy_N, ratio_N = clipped_policy_loss(logprobs_N, old_N, advantages_N, params.cliprange)
     policy_N = policy_N * truncated_weights(old_N, sampled_N)
     value_N, value_clipped_N = clipped_value_loss(values_N, old_values_N, returns_N, params.cliprange_value)

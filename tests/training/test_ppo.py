@@ -20,13 +20,13 @@ from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.policy import pack
 from pipelines.models.reward import new_reward, save_reward
 from pipelines.training.engines import open_engine
-from pipelines.training.learner import learning_rate, make_learner
+from pipelines.training.learner import Learner, learning_rate, make_learner
 from pipelines.training.ppo import my_prompts, train
 from pipelines.training.rewards import JudgeReward, LearnedReward, OpenTerm, maxmin
 from pipelines.training.rollout import Normaliser, Rollout, advantages_of, final_scores, objectives, roll_out, score
 from pipelines.training.update import update
 from tests.training import onpolicy
-from tests.training.onpolicy import CountReward, alone, job, params, weights
+from tests.training.onpolicy import CountReward, alone, job, outcome, params, weights
 
 NAMES = {
     "objective/kl",
@@ -325,6 +325,26 @@ def test_an_optimiser_step_by_hand(sft: Path) -> None:
     for name, parameter in learner.named().items():
         expected = before[name] - 0.5 * gradients[name] / (gradients[name].abs() + 1e-5)
         torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("adapter", "micro"), [("none", 7), ("lora", 7), ("lora", 3)])
+def test_a_pass_that_begins_the_update_is_made_once(
+    sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str, micro: int
+) -> None:
+    """Two epochs of one mini-batch over 3 steps: 3 passes in the update if it is one micro-batch; 2 x 3 x 3 of up to 3 answers.
+
+    The first epoch's pass is the rollout's own then, and the bits are those of a pass of its own.
+    """
+    passes: list[int] = []
+    evaluate = Learner.evaluate
+    monkeypatch.setattr(Learner, "evaluate", lambda *a, **k: passes.append(1) or evaluate(*a, **k))
+    settings = params(steps=3, batch_size=7, mini_batch_size=7, micro_batch_size=micro, ppo_epochs=2, adapter=adapter)
+    once, twice = job(sft, tmp_path / "once", settings), job(sft, tmp_path / "twice", settings)
+    alone(once)
+    assert len(passes) == (3 if micro == 7 else 18)
+    monkeypatch.setattr("pipelines.training.rollout.begins_the_update", lambda *_: False)
+    alone(twice)
+    assert outcome(once) == outcome(twice)
 
 
 def test_a_prompt_that_is_too_long_is_named_before_training(sft: Path, tmp_path: Path) -> None:
