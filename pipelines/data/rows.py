@@ -1,6 +1,6 @@
 """All sources as one Parquet file of rows: read, checked, split and freed of repeats in a stream.
 
-Memory does not grow with the rows but for some bytes a row (keys of prompts); texts are never all in memory.
+Memory does not grow with the rows but for a byte a row, or some: texts are never all in memory, nor are their hashes.
 """
 
 from __future__ import annotations
@@ -69,10 +69,6 @@ class Ingested:
         """The row numbers of those that are used."""
         return np.flatnonzero(self.kept)
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One short column of the rows that are used, whole."""
-        return pq.read_table(self.path, columns=[name]).column(0).filter(pa.array(self.kept))
-
     def blocks(self, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
         """(row numbers, columns) of every block of the file, without the rows that are not used."""
         start = 0
@@ -91,7 +87,7 @@ def ingest(prepare: Prepare, root: Path, folder: Path, seed: int, quarantine: Pa
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = Ingested(folder / "rows.parquet", Ledger(quarantine), np.empty(0, bool))
-    seen = Seen(folder / "seen.bin")
+    seen = Seen(folder / "seen")
     with pq.ParquetWriter(found.path, SCHEMA, compression="lz4") as writer:
         block: list[tuple[Any, ...]] = []
         for row in _rows(prepare, root, seed, found):

@@ -5,7 +5,7 @@ What must not be is refused, or dropped by a rule that the settings name, and co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from pipelines.data import rows, texts
 from pipelines.data.near import Signatures, overlaps
 from pipelines.data.problems import EXAMPLES, BadRow
 from pipelines.data.rows import Ingested
+from pipelines.data.spill import Spill, first_of_key
 from pipelines.data.splits import SPLITS
 from pipelines.errors import DataError
 
 FEWEST = 20
 ONE_SIDED = 0.9
+ASKED = np.dtype([("key", "<u8"), ("row", "<u4"), ("rank", "u1")])
+"""The prompt of a row, and the number of its split."""
 
 
 def vet_rows(found: Ingested, prepare: Prepare, shown: str) -> None:
@@ -91,7 +94,7 @@ def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.nd
         pairs = named(found, again[:EXAMPLES].reshape(-1).tolist())
         shown = ", ".join(f"{later[1]} like {first[1]}" for later, first in zip(pairs[::2], pairs[1::2], strict=True))
         raise DataError(
-            f"duplicate-rows {pairs[0][1]} duplicate rows: {len(again)} of {found.rows} rows: {shown}"
+            f"duplicate-rows {pairs[0][1]} duplicate rows: {len(again)} of {found.rows} rows: {shown}{_more(again)}"
             " | prepare.duplicates: fail | remove them, or set duplicates: drop"
         )
     found.ledger.dropped["duplicate"] += len(again)
@@ -100,33 +103,41 @@ def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.nd
 
 def _leaks(found: Ingested, prepare: Prepare) -> np.ndarray:
     """Rows whose prompt also stands in a later split (test before validation before train)."""
-    numbers, keys = found.numbers, found.column("prompt_key").to_numpy()
-    ranks = pc.index_in(found.column("split"), value_set=pa.array(SPLITS)).to_numpy()
-    order = np.lexsort((ranks, keys))
-    starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
-    highest = np.maximum.reduceat(ranks[order], starts)
-    earlier = np.sort(order[ranks[order] < np.repeat(highest, np.diff(np.append(starts, len(keys))))])
+    asked = Spill(found.path.with_name("asked"), ASKED)
+    for numbers, block in found.blocks(["split", "prompt_key"]):
+        records = np.empty(len(numbers), ASKED)
+        records["key"], records["row"] = block["prompt_key"].to_numpy(), numbers
+        records["rank"] = pc.index_in(block["split"], value_set=pa.array(SPLITS)).to_numpy()
+        asked.add(records)
+    earlier, later = (np.concatenate(sides) for sides in zip(*map(_in_two_splits, asked.parts()), strict=True))
+    asked.close()
+    order = np.argsort(earlier["row"])
+    earlier, later = earlier[order], later[order]
     if len(earlier) and prepare.leaks == "fail":
-        one = int(earlier[0])
-        other = int(np.flatnonzero((keys == keys[one]) & (ranks > ranks[one]))[0])
-        names = named(found, numbers[[one, other]].tolist())
-        prompts = len(np.unique(keys[earlier]))
+        names = named(found, np.stack([earlier["row"], later["row"]], axis=1)[:EXAMPLES].reshape(-1).tolist())
+        shown = ", ".join(f"{one[0]} at {one[1]} like {two[0]} at {two[1]}" for one, two in zip(names[::2], names[1::2], strict=True))
         raise DataError(
-            f"leak {names[0][1]} prompt appears in {SPLITS[ranks[one]]} and {SPLITS[ranks[other]]}: {prompts} prompts,"
-            f" {len(earlier)} rows, the first are {names[0][0]} and {names[1][0]} ({names[1][1]})"
+            f"leak {names[0][1]} prompt appears in {SPLITS[earlier['rank'][0]]} and {SPLITS[later['rank'][0]]}:"
+            f" {len(np.unique(earlier['key']))} prompts, {len(earlier)} rows: {shown}{_more(earlier)}"
             " | limit 0 | remove them, or set leaks: drop"
         )
-    return numbers[earlier]
+    return earlier["row"].astype(np.int64)
+
+
+def _in_two_splits(asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The records whose prompt also stands in a later split, and for each the first record of the latest one."""
+    asked, heads = first_of_key(asked[np.argsort(-asked["rank"].astype(np.int8), kind="stable")])
+    before = asked["rank"] < asked["rank"][heads]
+    return asked[before], asked[heads[before]]
 
 
 def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """How much of the test prompts is in training rows; at or over ``max_overlap`` the training row goes, or the stage stops."""
-    inside = pc.equal(found.column("split"), "test").to_numpy()
-    tests = found.numbers[inside]
-    _, first = np.unique(found.column("prompt_key").to_numpy()[inside], return_index=True)
-    tests = np.sort(tests[first])
+    tests = _different_prompts(found, "test")
+    inside = np.zeros(len(found.kept), bool)
+    inside[tests] = True
     asked = (
-        [texts.normal(prompt) for prompt in block["prompt"].filter(pa.array(np.isin(numbers, tests))).to_pylist()]
+        [texts.normal(prompt) for prompt in block["prompt"].filter(pa.array(inside[numbers])).to_pylist()]
         for numbers, block in _of_split(found, "test", ["prompt"])
     )
     training = (
@@ -136,12 +147,13 @@ def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     seen = overlaps(asked, training, prepare.max_overlap, found.path.parent)
     over = sorted(seen.over)
     if over and prepare.leaks == "fail":
-        row = max(over, key=lambda number: (seen.over[number][1], -number))
-        test, share = seen.over[row]
-        (id_, place), (other, _) = named(found, [row, int(tests[test])])
+        worst = sorted(over, key=lambda number: (-seen.over[number][1], number))
+        test, share = seen.over[worst[0]]
+        (other, _), (id_, place), *others = named(found, [int(tests[test]), *worst[:EXAMPLES]])
+        also = f": also {', '.join(each[1] for each in others)}{_more(worst)}" if others else ""
         raise DataError(
             f"near-leak {place} 8-gram overlap {share:.2f} >= {prepare.max_overlap:.2f} between training row {id_} and test row "
-            f"{other} ({len(over)} training rows) | prepare.max_overlap | remove them, or set leaks: drop"
+            f"{other} ({len(over)} training rows{also}) | prepare.max_overlap | remove them, or set leaks: drop"
         )
     found.kept[over] = False
     found.ledger.dropped.update({"overlaps_test_prompt": len(over)} if over else {})
@@ -152,6 +164,20 @@ def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
         "largest_8_gram_overlap": round(float(shares.max()), 4) if len(shares) else 0.0,
         "mean_8_gram_overlap": round(float(shares.mean()), 4) if len(shares) else 0.0,
     }
+
+
+def _different_prompts(found: Ingested, split: str) -> np.ndarray:
+    """The number of the first row of every prompt of a split."""
+    numbers, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    for own, block in _of_split(found, split, ["prompt_key"]):
+        numbers.append(own)
+        keys.append(block["prompt_key"].to_numpy())
+    return np.sort(np.concatenate(numbers)[np.unique(np.concatenate(keys), return_index=True)[1]])
+
+
+def _more(rows: Sized) -> str:
+    """What stands behind the examples in a message."""
+    return f" and {len(rows) - EXAMPLES} more" if len(rows) > EXAMPLES else ""
 
 
 def _of_split(found: Ingested, split: str, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
