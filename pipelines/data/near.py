@@ -16,7 +16,7 @@ import numpy as np
 import rensa
 
 from pipelines.data.grams import grams
-from pipelines.data.spill import PARTS, Spill, first_of_key, numbered
+from pipelines.data.spill import PARTS, Spill, first_of_key, numbered, once
 
 PERMUTATIONS = 128
 BANDS = 16
@@ -93,37 +93,35 @@ def overlaps(tests: Iterable[list[str]], training: Iterable[tuple[np.ndarray, li
     ``training`` are (row numbers, normalised texts); ``limit`` 0 collects no rows. Grams and matches lie in files below
     ``folder`` meanwhile, a part of which is in memory at a time.
     """
-    # 1. the grams of the test prompts, and a table of bits of each: there the search for most grams of training rows ends
-    asked, count = Spill(folder / "asked"), 0
-    for texts in _chunked(tests):
-        hashes, offsets = grams(texts, GRAM)
-        asked.add(numbered(hashes, np.repeat(np.arange(count, count + len(texts)), np.diff(offsets))))
-        count += len(texts)
-    marks = _marks(asked)
+    with Spill(folder / "tested") as asked, Spill(folder / "held") as held, Spill(folder / "common") as common:
+        # 1. the grams of the test prompts, and a bit for each: there the search for most grams of training rows ends
+        count = 0
+        for texts in _chunked(tests):
+            hashes, offsets = grams(texts, GRAM)
+            asked.add(numbered(hashes, np.repeat(np.arange(count, count + len(texts)), np.diff(offsets))))
+            count += len(texts)
+        marks = _marks(asked)
 
-    # 2. the grams of training rows that may be among them
-    held = Spill(folder / "held")
-    for numbers, texts in training:
-        for start in range(0, len(texts), CHUNK):
-            hashes, offsets = grams(texts[start : start + CHUNK], GRAM)
-            rows = np.repeat(numbers[start : start + CHUNK], np.diff(offsets))
-            hit = _marked(marks, hashes)
-            held.add(numbered(hashes[hit], rows[hit]))
+        # 2. the grams of training rows that may be among them
+        for numbers, texts in training:
+            for start in range(0, len(texts), CHUNK):
+                hashes, offsets = grams(texts[start : start + CHUNK], GRAM)
+                rows = np.repeat(numbers[start : start + CHUNK], np.diff(offsets))
+                hit = _marked(marks, hashes)
+                held.add(numbered(hashes[hit], rows[hit]))
 
-    # 3. how many grams every row and test prompt have in common, part by part of the grams
-    sizes, common = np.zeros(count, np.int64), Spill(folder / "common")
-    for test_part, row_part in zip(asked.parts(), held.parts(), strict=True):
-        known, owners = _rare(*_once(test_part))
-        sizes += np.bincount(owners, minlength=count)
-        pairs, often = np.unique(_met(known, owners, *_once(row_part)), return_counts=True)
-        common.add(numbered(pairs, often), (pairs >> np.uint64(32)) % np.uint64(PARTS))
+        # 3. how many grams every row and test prompt have in common, part by part of the grams
+        sizes = np.zeros(count, np.int64)
+        for test_part, row_part in zip(asked.parts(), held.parts(), strict=True):
+            known, owners = _rare(*once(test_part))
+            sizes += np.bincount(owners, minlength=count)
+            pairs, often = np.unique(_met(known, owners, *once(row_part)), return_counts=True)
+            common.add(numbered(pairs, often), (pairs >> np.uint64(32)) % np.uint64(PARTS))
 
-    # 4. the shares, part by part of the test prompts
-    found = Overlap(np.zeros(count), np.full(count, -1, np.int64), {})
-    for part in common.parts():
-        _share(part, sizes, limit, found)
-    for spill in (asked, held, common):
-        spill.close()
+        # 4. the shares, part by part of the test prompts
+        found = Overlap(np.zeros(count), np.full(count, -1, np.int64), {})
+        for part in common.parts():
+            _share(part, sizes, limit, found)
     return found
 
 
@@ -146,15 +144,6 @@ def _marked(marks: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 def _places(keys: np.ndarray, size: int) -> np.ndarray:
     return keys >> np.uint64(64 - size.bit_length() + 1)
-
-
-def _once(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, sorted, and numbers, each pair once."""
-    keys, numbers = records["key"], records["number"]
-    order = np.lexsort((numbers, keys))
-    keys, numbers = keys[order], numbers[order]
-    new = np.concatenate([[True], (keys[1:] != keys[:-1]) | (numbers[1:] != numbers[:-1])])[: len(keys)]
-    return keys[new], numbers[new]
 
 
 def _rare(known: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

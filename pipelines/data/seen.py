@@ -34,12 +34,11 @@ class Seen:
     def find(self) -> tuple[np.ndarray, np.ndarray]:
         """``repeats`` [R, 2]: (row, the first like it); ``conflicts`` [C, 2]: the first rows of both ways. Sorted by row.
 
-        Nothing can be added afterwards.
+        Its files are gone then.
         """
         self._flush()
-        found = [_of_part(part) for part in self._spill.parts()]
-        self._spill.close()
-        repeats, conflicts = zip(*found, strict=True)
+        with self._spill as spill:
+            repeats, conflicts = zip(*map(_of_part, spill.parts()), strict=True)
         return _sorted(repeats), _sorted(conflicts)
 
     def _flush(self) -> None:

@@ -15,10 +15,11 @@ FLUSH = 2**18
 """Records that are held until they are written."""
 
 NUMBERED = np.dtype([("key", "<u8"), ("number", "<u4")])
+"""Something of a row, hashed, and the row's number; or what it is of."""
 
 
 class Spill:
-    """Records with a 64-bit ``key``, in the order in which they came within every part."""
+    """Records with a 64-bit ``key``, in the order in which they came within every part. A block removes its files."""
 
     def __init__(self, path: Path, kind: np.dtype = NUMBERED) -> None:
         self.files = [path.with_name(f"{path.name}.{part}") for part in range(PARTS)]
@@ -37,6 +38,12 @@ class Spill:
         """The records of every part."""
         self._flush()
         return (np.fromfile(file, self.kind) if file.exists() else np.empty(0, self.kind) for file in self.files)
+
+    def __enter__(self) -> Spill:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Remove the files."""
@@ -58,8 +65,8 @@ class Spill:
                     records[order[start:stop]].tofile(opened)
 
 
-def numbered(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Keys [N] and numbers [N] as records."""
+def numbered(keys: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
+    """Keys [N] and their numbers, or the one of all, as records."""
     records = np.empty(len(keys), NUMBERED)
     records["key"], records["number"] = keys, numbers
     return records
@@ -70,3 +77,12 @@ def first_of_key(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = records[np.argsort(records["key"], kind="stable")]
     new = np.concatenate([[True], found["key"][1:] != found["key"][:-1]])[: len(found)]
     return found, np.maximum.accumulate(np.where(new, np.arange(len(found)), 0))
+
+
+def once(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys, sorted, and numbers, each pair once."""
+    keys, numbers = records["key"], records["number"]
+    order = np.lexsort((numbers, keys))
+    keys, numbers = keys[order], numbers[order]
+    new = np.concatenate([[True], (keys[1:] != keys[:-1]) | (numbers[1:] != numbers[:-1])])[: len(keys)]
+    return keys[new], numbers[new]

@@ -103,19 +103,19 @@ def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.nd
 
 def _leaks(found: Ingested, prepare: Prepare) -> np.ndarray:
     """Rows whose prompt also stands in a later split (test before validation before train)."""
-    asked = Spill(found.path.with_name("asked"), ASKED)
-    for numbers, block in found.blocks(["split", "prompt_key"]):
-        records = np.empty(len(numbers), ASKED)
-        records["key"], records["row"] = block["prompt_key"].to_numpy(), numbers
-        records["rank"] = pc.index_in(block["split"], value_set=pa.array(SPLITS)).to_numpy()
-        asked.add(records)
-    earlier, later = (np.concatenate(sides) for sides in zip(*map(_in_two_splits, asked.parts()), strict=True))
-    asked.close()
+    with Spill(found.path.with_name("prompts"), ASKED) as asked:
+        for numbers, block in found.blocks(["split", "prompt_key"]):
+            records = np.empty(len(numbers), ASKED)
+            records["key"], records["row"] = block["prompt_key"].to_numpy(), numbers
+            records["rank"] = pc.index_in(block["split"], value_set=pa.array(SPLITS)).to_numpy()
+            asked.add(records)
+        earlier, later = (np.concatenate(sides) for sides in zip(*map(_in_two_splits, asked.parts()), strict=True))
     order = np.argsort(earlier["row"])
     earlier, later = earlier[order], later[order]
     if len(earlier) and prepare.leaks == "fail":
         names = named(found, np.stack([earlier["row"], later["row"]], axis=1)[:EXAMPLES].reshape(-1).tolist())
-        shown = ", ".join(f"{one[0]} at {one[1]} like {two[0]} at {two[1]}" for one, two in zip(names[::2], names[1::2], strict=True))
+        both = zip(names[::2], names[1::2], strict=True)
+        shown = ", ".join(f"{id_} at {place} like {other} at {there}" for (id_, place), (other, there) in both)
         raise DataError(
             f"leak {names[0][1]} prompt appears in {SPLITS[earlier['rank'][0]]} and {SPLITS[later['rank'][0]]}:"
             f" {len(np.unique(earlier['key']))} prompts, {len(earlier)} rows: {shown}{_more(earlier)}"

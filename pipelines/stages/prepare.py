@@ -19,10 +19,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow
 
-from pipelines.config.data import Prepare, Source
+from pipelines.config.data import Mixture, Prepare, Source
 from pipelines.context import Context
 from pipelines.data import phrasings, schemas, streams
 from pipelines.data.candidates import from_plays
@@ -65,40 +66,47 @@ def run(ctx: Context) -> dict[str, float]:
     quarantine = ctx.out("prepared/quarantine.jsonl")
     quarantine.write_text("", encoding="utf-8")
     facts: dict[str, Any] = {}
-    # 1. the sources: one row a possible demonstration or prompt; pairs and labels as they come
     weights: dict[str, float] = {}
+    # 1. the sources: one row a possible demonstration or prompt; pairs and labels as they come
     if prepare.source == "plays":
         candidates, corpus = from_plays(read_plays(prepare.package), prepare, seed)
         candidates, leaked = without_leaks(candidates)
         material = Material(lambda drawn: drawn, [_arrow(corpus)])
         dropped = {"prompt_in_two_splits": leaked}
+        pool, told = read_pool(ctx, quarantine)
     else:
         found, facts = _read(ctx, prepare, quarantine)
-        light, weights = streams.candidates_of(found, seed), found.weights
-        tables = (streams.corpus_of(found, light), streams.pairs_of(found), streams.labels_of(found))
+        pool, told = read_pool(ctx, quarantine)
+        used, weights = streams.shown_once(found), found.weights
+        asked_before = np.concatenate([np.empty(0, np.uint64), *(streams.keys_of(pairs["prompt"]) for pairs in pool)])
+        light = streams.candidates_of(found, used, seed, wanted_of(prepare), asked_before)
+        tables = (streams.corpus_of(found, used), streams.pairs_of(found), streams.labels_of(found))
         material = Material(partial(streams.whole, found), *tables, streams.optional_of(found))
         candidates, dropped = selected(light, prepare.mixture, seed)
-        facts["languages"] = languages(material.whole(candidates.sample(min(SAMPLE, len(candidates)), random_state=seed)))
+    facts["pool"] = told
 
     # 2. a draw by seed: first prompts, then demonstrations that share no row with them
     candidates = candidates.sort_values("order", kind="stable", ignore_index=True)
+    if prepare.source != "plays":
+        facts["languages"] = languages(material.whole(candidates.head(SAMPLE)))
     asked = draw_prompts(candidates, prepare, weights)
     shown = draw_demonstrations(candidates, asked, prepare, weights)
-    pool, facts["pool"] = read_pool(ctx, candidates, material, quarantine)
 
     # 3. the tables and what they are like
     paths = {name: ctx.out(f"prepared/{name}.parquet") for name in TABLES}
     frames = {"demonstrations": material.whole(shown), "prompts": material.whole(asked)}
     for name, rows in frames.items():
         write_table(_columns(rows, TABLES[name]), paths[name], TABLES[name])
-    optional = sorted({*material.optional, *(name for table in pool for name in table.column_names)} & OPTIONAL)
+    known = [_arrow(in_known_splits(pairs, candidates, material)) for pairs in pool]
+    optional = sorted({*material.optional, *(name for table in known for name in table.column_names)} & OPTIONAL)
     sizes = {
         "corpus": write_stream(material.corpus, paths["corpus"], schemas.CORPUS),
         "labels": write_stream(material.labels, paths["labels"], schemas.LABELS),
-        "preferences": write_stream(chain(material.pairs, pool), paths["preferences"], schemas.PAIRS, optional),
+        "preferences": write_stream(chain(material.pairs, known), paths["preferences"], schemas.PAIRS, optional),
     } | {name: len(rows) for name, rows in frames.items()}
     drawn = {name: read_blocks(path) for name, path in paths.items() if name != "labels" or sizes["labels"]}
-    facts = quality(drawn, dropped | unused(candidates)) | {name: value for name, value in facts.items() if value}
+    told = quality(drawn, dropped | unused(candidates), ctx.scratch)
+    facts = told | {name: value for name, value in facts.items() if value}
     if facts["prompts_in_two_splits"]:
         raise DataError(f"{facts['prompts_in_two_splits']} prompts stand in two splits; name their rows' groups alike")
     write_table(phrased(ctx, frames["prompts"], prepare), ctx.out("prepared/phrasings.parquet"), schemas.PHRASINGS)
@@ -138,13 +146,16 @@ def draw_demonstrations(
     return pd.concat(drawn)
 
 
-def read_pool(
-    ctx: Context, candidates: pd.DataFrame, material: Material, quarantine: Path
-) -> tuple[list[pyarrow.Table], dict[str, Any]]:
-    """The pairs under data/preferences/, and each file's counts: people's files, and tables that the loop has collected.
+def wanted_of(prepare: Prepare) -> dict[str, int] | None:
+    """How many prompts and demonstrations of each split are drawn; None where the draw asks what else there is."""
+    if prepare.mixture != Mixture():
+        return None
+    held_out = {"validation": prepare.validation_prompts, "test": prepare.test_prompts}
+    return {"train": max(prepare.train_prompts, prepare.demonstrations), **held_out}
 
-    A prompt of the source keeps its split, another is split by its hash (a collected one as it was when it was asked).
-    """
+
+def read_pool(ctx: Context, quarantine: Path) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+    """The pairs under data/preferences/, and each file's counts: people's files, and tables that the loop has collected."""
     pool, facts = [], {}
     for path in sorted([*(ctx.root / POOL).glob("*.jsonl"), *(ctx.root / POOL).glob("*.parquet")]):
         if path.suffix == ".parquet":
@@ -152,11 +163,17 @@ def read_pool(
             facts[path.stem] = {"read": len(pairs)}
         else:
             pairs, facts[path.stem] = _from_people(ctx, path, quarantine)
-        known = material.whole(candidates[candidates["key"].isin(streams.keys_of(pairs["prompt"]))])
-        for column, name in (("split", "split"), ("prompt_id", "id")):
-            pairs[column] = pairs["prompt"].map(dict(zip(known["prompt"], known[name], strict=True))).fillna(pairs[column])
-        pool.append(_arrow(pairs))
+        pool.append(pairs)
     return pool, facts
+
+
+def in_known_splits(pairs: pd.DataFrame, candidates: pd.DataFrame, material: Material) -> pd.DataFrame:
+    """Pairs of the pool. A prompt of the source keeps its split, another is split by its hash (a collected one as it was when
+    it was asked)."""
+    known = material.whole(candidates[candidates["key"].isin(streams.keys_of(pairs["prompt"]))])
+    for column, name in (("split", "split"), ("prompt_id", "id")):
+        pairs[column] = pairs["prompt"].map(dict(zip(known["prompt"], known[name], strict=True))).fillna(pairs[column])
+    return pairs
 
 
 def unused(candidates: pd.DataFrame) -> dict[str, int]:
