@@ -28,6 +28,9 @@ WHOLE_DRAW = 200_000
 SPARE = 8
 """So many times as many rows as are wanted: some rows share their prompt, and chance may give fewer."""
 
+FEWEST = 500
+"""Rows of a split at least, times ``SPARE``: then the first rows of all splits are a sample of all."""
+
 LATEST = 2**64 - 1
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -82,7 +85,7 @@ def _limits(found: Ingested, used: np.ndarray, wanted: Mapping[str, int]) -> dic
         rows.update(block["split"].filter(pa.array(used[numbers])).to_pylist())
     if not all(rows[split] for split in wanted):
         return None
-    return {split: min(LATEST * SPARE * count // rows[split], LATEST) for split, count in wanted.items()}
+    return {split: min(LATEST * SPARE * max(count, FEWEST) // rows[split], LATEST) for split, count in wanted.items()}
 
 
 def _light(found: Ingested, used: np.ndarray, seed: int, limits: dict[str, int] | None, asked: np.ndarray | None) -> pd.DataFrame:

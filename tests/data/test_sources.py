@@ -52,7 +52,7 @@ def _prompts(found: Ingested) -> list[str]:
 
 
 def _shown(found: Ingested) -> pd.DataFrame:
-    return streams.whole(found, streams.candidates_of(found, 1))
+    return streams.whole(found, streams.candidates_of(found, streams.shown_once(found), 1))
 
 
 def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
