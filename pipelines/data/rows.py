@@ -115,7 +115,7 @@ def _rows(prepare: Prepare, root: Path, seed: int, found: Ingested) -> Iterator[
             try:
                 if phrasings is not None:
                     key = phrasings.key(record)
-                    made, ties = phrasings.rows(record, id_, splitter.of_key(key)), 0
+                    made, ties = phrasings.rows(record, key, splitter.of_key(key)), 0
                 else:
                     assert read is not None
                     made, ties = read(record)
