@@ -64,7 +64,7 @@ def _facts(blocks: Iterable[pd.DataFrame], asked: Spill, folder: Path) -> dict[s
                 empty += counts[0]
             for name in ("split", "source", "template"):
                 if name in block:
-                    names.setdefault(name, Counter()).update(block[name].tolist())
+                    names.setdefault(name, Counter()).update(block[name].fillna("as_given").tolist())
             keys.add(numbered(keys_of(block["group"]), GROUP))
             keys.add(numbered(keys_of(*texts.values()), WHOLE))
             if "rejected" in texts:

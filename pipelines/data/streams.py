@@ -22,6 +22,12 @@ from pipelines.data.spill import Spill, first_of_key, numbered
 WHOLE = ["id", "prompt", "completion", "reference", "template", "source", "group", "split", "task"]
 TEXTS = ["id", "prompt", "completion", "chosen", "template", "source", "split_group", "split", "task"]
 SHOWN = ["kind", "label"]
+BROUGHT = {
+    "pair": ["annotator", "weight", "chosen_grade", "rejected_grade", "template"],
+    "label": ["annotator", "weight", "template"],
+}
+"""Optional columns."""
+
 WHOLE_DRAW = 200_000
 """Rows from which on not all of them are candidates of a draw that takes few."""
 
@@ -138,17 +144,17 @@ def corpus_of(found: Ingested, used: np.ndarray) -> Iterator[pa.Table]:
         yield pa.table({"id": block["id"], "group": block["split_group"], "split": block["split"], "text": text})
 
 
-def optional_of(found: Ingested) -> list[str]:
-    """The columns of the table of pairs that only some sources bring, and this one does."""
-    names = ["annotator", "weight", "chosen_grade", "rejected_grade"]
-    brought = {name for _, block in found.blocks(names) for name in names if block[name].null_count < block.num_rows}
+def optional_of(found: Ingested, kind: str) -> list[str]:
+    """The columns of the table of pairs, or labels, that only some sources bring, and this one does."""
+    names = BROUGHT[kind]
+    brought = {name for block in _of_kind(found, kind, names) for name in names if block[name].null_count < block.num_rows}
     return [name for name in names if name in brought]
 
 
 def pairs_of(found: Ingested) -> Iterator[pa.Table]:
     """Pairs of people. How much better the chosen answer is stays unknown where nobody said."""
     names = ["id", "split_group", "prompt", "chosen", "rejected", "group", "margin", "source", "split"]
-    optional = optional_of(found)
+    optional = optional_of(found, "pair")
     for block in _of_kind(found, "pair", names + optional):
         columns = {"id": block["id"], "prompt_id": block["split_group"], "prompt": block["prompt"]}
         columns |= {name: _joined(block["prompt"], block[name]) for name in ("chosen", "rejected")}
@@ -160,11 +166,13 @@ def pairs_of(found: Ingested) -> Iterator[pa.Table]:
 
 def labels_of(found: Ingested) -> Iterator[pa.Table]:
     """Single labels of people."""
-    for block in _of_kind(found, "label", ["id", "split_group", "prompt", "completion", "label", "group", "source", "split"]):
+    names = ["id", "split_group", "prompt", "completion", "label", "group", "source", "split"]
+    optional = optional_of(found, "label")
+    for block in _of_kind(found, "label", names + optional):
         columns = {"id": block["id"], "prompt_id": block["split_group"], "prompt": block["prompt"]}
         columns |= {"completion": _joined(block["prompt"], block["completion"]), "label": block["label"]}
         columns |= {"judge": _same("people", block), "group": pc.fill_null(block["group"], "all")}
-        yield pa.table(columns | {name: block[name] for name in ("source", "split")})
+        yield pa.table(columns | {name: block[name] for name in ("source", "split", *optional)})
 
 
 def _shown(found: Ingested, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:

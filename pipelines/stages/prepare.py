@@ -12,8 +12,8 @@ Paper    Ouyang et al. 2022 (arXiv:2203.02155), section 3.2: the three data sets
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -56,8 +56,8 @@ class Material:
     corpus: Iterable[pyarrow.Table]
     pairs: Iterable[pyarrow.Table] = ()
     labels: Iterable[pyarrow.Table] = ()
-    optional: Sequence[str] = ()
-    """Optional columns of the pairs."""
+    optional: Mapping[str, list[str]] = field(default_factory=dict)
+    """Optional columns of the pairs ("pair") and of the labels."""
 
 
 def run(ctx: Context) -> dict[str, float]:
@@ -81,7 +81,8 @@ def run(ctx: Context) -> dict[str, float]:
         asked_before = np.concatenate([np.empty(0, np.uint64), *(streams.keys_of(pairs["prompt"]) for pairs in pool)])
         light = streams.candidates_of(found, used, seed, wanted_of(prepare), asked_before)
         tables = (streams.corpus_of(found, used), streams.pairs_of(found), streams.labels_of(found))
-        material = Material(partial(streams.whole, found), *tables, streams.optional_of(found))
+        optional = {kind: streams.optional_of(found, kind) for kind in streams.BROUGHT}
+        material = Material(partial(streams.whole, found), *tables, optional)
         candidates, dropped = selected(light, prepare.mixture, seed)
     facts["pool"] = told
 
@@ -98,11 +99,12 @@ def run(ctx: Context) -> dict[str, float]:
     for name, rows in frames.items():
         write_table(_columns(rows, TABLES[name]), paths[name], TABLES[name])
     known = [_arrow(in_known_splits(pairs, candidates, material)) for pairs in pool]
-    optional = sorted({*material.optional, *(name for table in known for name in table.column_names)} & OPTIONAL)
+    of_pairs, of_labels = (material.optional.get(kind, []) for kind in ("pair", "label"))
+    of_pairs = sorted({*of_pairs, *(name for table in known for name in table.column_names)} & OPTIONAL)
     sizes = {
         "corpus": write_stream(material.corpus, paths["corpus"], schemas.CORPUS),
-        "labels": write_stream(material.labels, paths["labels"], schemas.LABELS),
-        "preferences": write_stream(chain(material.pairs, known), paths["preferences"], schemas.PAIRS, optional),
+        "labels": write_stream(material.labels, paths["labels"], schemas.LABELS, of_labels),
+        "preferences": write_stream(chain(material.pairs, known), paths["preferences"], schemas.PAIRS, of_pairs),
     } | {name: len(rows) for name, rows in frames.items()}
     drawn = {name: read_blocks(path) for name, path in paths.items() if name != "labels" or sizes["labels"]}
     told = quality(drawn, dropped | unused(candidates), ctx.scratch)

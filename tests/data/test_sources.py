@@ -20,7 +20,8 @@ from pipelines.data.columnar import read_parquet
 from pipelines.data.formats import Row, reader, recognise
 from pipelines.data.problems import BadRow, Ledger
 from pipelines.data.rows import Ingested, ingest
-from pipelines.data.tables import read_blocks
+from pipelines.data.schemas import LABELS
+from pipelines.data.tables import read_blocks, read_table, write_stream
 from pipelines.data.vetting import vet
 from pipelines.errors import DataError, EnvironmentFault
 from tests.data.helpers import rows_of
@@ -49,6 +50,11 @@ def _ingest(root: Path, sources: dict[str, Source], **settings: Any) -> Any:
 
 def _prompts(found: Ingested) -> list[str]:
     return [prompt for (prompt,) in rows_of(found, "prompt")]
+
+
+def _of(number: int) -> dict[str, Any]:
+    """What a row may bring beside its texts."""
+    return {"annotator": f"e{number % 3}", "weight": 0.5, "template": f"t{number % 2}"}
 
 
 def _shown(found: Ingested) -> pd.DataFrame:
@@ -158,19 +164,22 @@ def test_columns_are_mapped_and_optional_ones_stay() -> None:
     assert _one({"prompt": "a", "completion": "b"}).task == "mine"
 
 
-def test_pairs_keep_annotator_and_weight_and_labels_have_a_table(tmp_path: Path) -> None:
-    pairs = [{"prompt": f"Q{n}", "chosen": f"a{n}", "rejected": "b", "annotator": f"e{n % 3}", "weight": 0.5} for n in range(20)]
+def test_pairs_and_labels_keep_who_said_so_how_much_it_weighs_and_in_which_template(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Q{n}", "chosen": f"a{n}", "rejected": "b"} | _of(n) for n in range(20)]
     labels = [{"prompt": f"L{n}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(20)]
+    labels[4:] = [row | _of(n) for n, row in enumerate(labels[4:], start=4)]
     for name, rows in (("pairs", pairs), ("labels", labels)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found, facts = _ingest(tmp_path, {name: Source(path=f"{name}.jsonl") for name in ("pairs", "labels")})
+    kept = ["annotator", "weight", "template"]
+    assert streams.optional_of(found, "pair") == streams.optional_of(found, "label") == kept
     pairs_table = pa.concat_tables(streams.pairs_of(found)).to_pandas()
-    assert streams.optional_of(found) == ["annotator", "weight"]
-    assert pairs_table[["annotator", "weight"]].to_dict("records") == [
-        {"annotator": f"e{n % 3}", "weight": 0.5} for n in range(20)
-    ]
-    labels_table = pa.concat_tables(streams.labels_of(found)).to_pandas()
+    assert pairs_table[kept].to_dict("records") == [_of(n) for n in range(20)]
+    write_stream(streams.labels_of(found), tmp_path / "labels.parquet", LABELS, kept)
+    labels_table = read_table(tmp_path / "labels.parquet", LABELS)
     assert labels_table["label"].tolist() == [n % 2 == 0 for n in range(20)]
+    assert labels_table[kept].isna().all(axis=1).tolist() == [n < 4 for n in range(20)]
+    assert labels_table[kept][4:].to_dict("records") == [_of(n) for n in range(4, 20)]
     shown = set(_shown(found)["prompt"])
     assert {f"L{n}" for n in range(20) if n % 2 == 0} <= shown, "good answers are demonstrated"
     assert not {f"L{n}" for n in range(20) if n % 2} & shown
@@ -182,7 +191,7 @@ def test_scores_of_ranked_answers_are_grades_in_the_table_of_pairs(tmp_path: Pat
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found, _ = _ingest(tmp_path, {"mine": Source(path="mine.jsonl")})
     table = pa.concat_tables(streams.pairs_of(found)).to_pandas()
-    assert streams.optional_of(found) == ["chosen_grade", "rejected_grade"]
+    assert streams.optional_of(found, "pair") == ["chosen_grade", "rejected_grade"]
     assert table["margin"].tolist() == (table["chosen_grade"] - table["rejected_grade"]).tolist()
     third = table[table["prompt"] == "Q3"]
     assert third[["chosen_grade", "rejected_grade"]].values.tolist() == [[3.0, 0.3], [3.0, -1.0], [0.3, -1.0]]
