@@ -256,15 +256,16 @@ def _asked(messages: Any) -> list[dialogues.Turn]:
     return found
 
 
-def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
-    """Every pair of answers that are not tied. Scores are grades and say by how much (margin), ranks (1 is best) do not."""
+def _ranked(record: Record, fields: Fields, source: Source) -> tuple[list[Row], int]:
+    """Every pair of answers that are not tied. Scores (numbers, or words of ``grades``) are grades and say by how much
+    (margin), ranks (1 is best) do not."""
     prompt, answers = fields.text(record, "prompt"), fields.get(record, "answers")
     if type(answers) is not list or len(answers) < 2:
         raise BadRow("wrong-type", "answers: expected a list of two or more", "write the answers as a list", "answers")
     texts: list[Any] = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
     if not all(type(text) is str and text.strip() and "\0" not in text for text in texts):
         raise BadRow("empty-text", "answers: an answer is empty after strip, or no string", "fill it in", "answers")
-    scores, ranks = (_listed(record, fields, answers, name) for name in ("scores", "ranks"))
+    scores, ranks = (_listed(record, fields, source, answers, name) for name in ("scores", "ranks"))
     if scores is None and ranks is None:
         raise BadRow("missing", "scores, ranks: missing", "give one number an answer: scores (high is good) or ranks (1 is best)")
     values = scores if scores is not None else [-rank for rank in ranks or []]
@@ -281,27 +282,35 @@ def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     return rows, ties
 
 
-def _listed(record: Record, fields: Fields, answers: list[Any], name: str) -> list[float] | None:
-    """One number an answer, from a list beside them or from inside them."""
+def _listed(record: Record, fields: Fields, source: Source, answers: list[Any], name: str) -> list[float] | None:
+    """One number an answer, from a list beside them or from inside them; words have the worth that ``grades`` says."""
     found = fields.get(record, name)
-    if found is None and all(isinstance(answer, dict) and name[:-1] in answer for answer in answers):
-        found = [answer[name[:-1]] for answer in answers]
+    for inside in ("score", "grade") if name == "scores" else ("rank",):
+        if found is None and all(isinstance(answer, dict) and inside in answer for answer in answers):
+            found = [answer[inside] for answer in answers]
     if found is None:
         return None
+    if type(found) is list and source.grades:
+        found = [_worth(value, source, name) if type(value) is str else value for value in found]
     finite = type(found) is list and all(type(value) in (int, float) and math.isfinite(value) for value in found)
     if not finite or len(found) != len(answers):
         raise BadRow("wrong-type", f"{name}: expected {len(answers)} numbers", "give one number an answer", name)
     return [float(value) for value in found]
 
 
+def _worth(word: str, source: Source, name: str) -> float:
+    """What a word of the source's ``grades`` stands for."""
+    if word not in source.grades:
+        known = ", ".join(source.grades)
+        raise BadRow("unknown-grade", f"{name}: {word[:40]!r} is none of {known}", "add it to grades:", name)
+    return source.grades[word]
+
+
 def _graded(record: Record, fields: Fields, source: Source) -> tuple[list[Row], int]:
     prompt, first, second = (fields.text(record, name) for name in ("prompt", "first", "second"))
     grade = fields.get(record, "grade")
     if type(grade) is str and source.grades:
-        if grade not in source.grades:
-            what = f"grade: {grade[:40]!r} is none of {', '.join(source.grades)}"
-            raise BadRow("unknown-grade", what, "add it to grades:, above 0 where the first is better", "grade")
-        value = source.grades[grade]
+        value = _worth(grade, source, "grade")
     else:
         number = fields.number(record, "grade")
         if number is None:

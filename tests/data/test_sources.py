@@ -71,10 +71,11 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
         writer.writeheader()
         writer.writerows(ROWS)
     found = []
-    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv"):
+    (tmp_path / "e.csv.gz").write_bytes(gzip.compress((tmp_path / "d.csv").read_bytes()))
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv", "e.csv.gz"):
         found.append(rows_of(_ingest(tmp_path, {"mine": Source(path=name)})[0], "id", "prompt", "completion", "split"))
     assert [(row[1], row[2]) for row in found[0]] == [(row["prompt"], row["completion"]) for row in ROWS]
-    assert found[0] == found[1] == found[2] == found[3]
+    assert all(rows == found[0] for rows in found)
     assert {row[3] for row in found[0]} == {"train", "validation", "test"}
 
 
@@ -129,6 +130,23 @@ def test_ranked_answers_give_every_pair_without_ties() -> None:
     assert (rows, ties) == ([], 1)
     with pytest.raises(BadRow, match="scores: expected 2 numbers"):
         _rows({"prompt": "a", "answers": ["x", "y"], "scores": [1]})
+
+
+def test_answers_with_words_for_grades() -> None:
+    """Of four answers two are fair, a tie; the five other pairs have a winner."""
+    words, grades = ["fair", "good", "fair", "bad"], {"good": 2.0, "fair": 1.0, "bad": -1.0}
+    settings = {"columns": {"scores": "grades"}, "grades": grades}
+    beside = {"prompt": "a", "answers": list("wxyz"), "grades": words}
+    inside = {"prompt": "a", "answers": [{"text": text, "grade": word} for text, word in zip("wxyz", words, strict=True)]}
+    for record in (beside, inside):
+        rows, ties, _ = _rows(record, **settings)
+        found = [(row.chosen, row.rejected, row.margin, row.chosen_grade) for row in rows]
+        assert found == [("x", "w", 1, 2), ("w", "z", 2, 1), ("x", "y", 1, 2), ("x", "z", 3, 2), ("y", "z", 2, 1)]
+        assert ties == 1
+    with pytest.raises(BadRow, match="scores: 'poor' is none of good, fair, bad"):
+        _rows(beside | {"grades": ["poor", *words[1:]]}, **settings)
+    with pytest.raises(BadRow, match="scores: expected 4 numbers"):
+        _rows(beside, columns={"scores": "grades"})
 
 
 def test_graded_comparisons_with_words_for_grades_and_an_annotator() -> None:
@@ -262,6 +280,8 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
     local = Source(hub="some/set", revision="0123456789").model_copy(update={"hub": str(tmp_path)})
     found, _ = _ingest(tmp_path, {"mine": local})
     assert _prompts(found) == [row["prompt"] for row in ROWS]
+    with pytest.raises(DataError, match="huge-row .* a row of 22 bytes in 20 of 30 rows"):
+        _ingest(tmp_path, {"mine": local}, max_row_bytes=21)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
@@ -275,6 +295,7 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
     [
         ({}, "one of them"),
         ({"hub": "a/b"}, "needs revision"),
+        ({"hub": "a/b", "revision": "main-branch"}, "a commit hash"),
         ({"hub": "../data", "revision": "0123456789"}, "should match pattern"),
         ({"path": "a.jsonl", "columns": {"promt": "x"}}, "'promt' is none of ours"),
         ({"path": "a.jsonl", "format": "template"}, "go together"),
