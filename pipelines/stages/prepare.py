@@ -5,7 +5,8 @@ Reads    the installed package ``prepare.package``, or the files and hub data se
 Writes   artifacts/prepared/{corpus,demonstrations,prompts,phrasings,preferences,labels}.parquet, artifacts/prepared/quality.json,
          artifacts/prepared/quarantine.jsonl (bad rows that were put aside: code, place, reason)
 Params   seed, prepare
-Metrics  demonstrations, prompts, preferences, corpus, labels (rows); rows/RULE: read, quarantined, dropped by rule
+Metrics  demonstrations, prompts, preferences, corpus, labels (rows); rows/RULE: read, quarantined, dropped by rule;
+         quarantined/CODE; quality/...
 Paper    Ouyang et al. 2022 (arXiv:2203.02155), section 3.2: the three data sets of SFT, reward model and PPO
 """
 
@@ -190,6 +191,7 @@ def counts(facts: dict[str, Any]) -> dict[str, float]:
     if rows:
         found |= {f"quality/{name}": value for name, value in _numbers({key: facts.get(key, {}) for key in MEASURED})}
         found |= {"rows/read": float(rows["read"]), "rows/quarantined": float(sum(rows["quarantined"].values()))}
+        found |= {f"quarantined/{code}": float(count) for code, count in rows["quarantined"].items()}
     return found
 
 
@@ -232,7 +234,8 @@ def _from_people(ctx: Context, path: Path, quarantine: Path) -> tuple[pd.DataFra
     settings = ctx.params.prepare.model_copy(update={"sources": {path.stem: source}})
     found = ingest(settings, ctx.root, ctx.scratch / "pool", ctx.params.seed, quarantine)
     vet_rows(found, settings, source.path)
-    return pyarrow.concat_tables(streams.pairs_of(found)).to_pandas(), found.ledger.facts()
+    facts = found.ledger.facts() | {"personal_data": dict(sorted(found.personal.items()))}
+    return pyarrow.concat_tables(streams.pairs_of(found)).to_pandas(), facts
 
 
 def _arrow(rows: pd.DataFrame) -> pyarrow.Table:

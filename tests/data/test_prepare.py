@@ -221,6 +221,7 @@ def test_bad_rows_are_put_aside_within_the_limit_and_listed_beyond_it(tmp_path: 
     assert (out / "quarantine.jsonl").read_text() == left
     assert json.loads(left)["place"] == "mine.jsonl:42 (line 42)"
     assert (metrics["rows/read"], metrics["rows/quarantined"], len(tables["demonstrations"])) == (100.0, 1.0, 99)
+    assert metrics["quarantined/empty-text"] == 1.0
     assert metrics["quality/longer_wins/pairs"] == 0.0
 
 

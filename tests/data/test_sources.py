@@ -258,6 +258,65 @@ def test_prompts_that_differ_in_case_and_width_share_a_split(tmp_path: Path) -> 
     assert splits[:40] == splits[40:]
 
 
+def _words(number: int, count: int) -> str:
+    return " ".join(f"w{number}x{place}" for place in range(count))
+
+
+def test_near_duplicates_are_counted_and_dropped_where_asked(tmp_path: Path) -> None:
+    """45 words have 41 runs of five; the last word is in one of them: 40 of 42 are in both rows, 0.95."""
+    rows = [{"prompt": _words(n, 40), "completion": f"and it ends like {n}"} for n in range(30)]
+    rows += [rows[n] | {"completion": f"and it ends like{n}"} for n in range(2)] + [
+        rows[n] | {"completion": f"and it ends like other{n}"} for n in range(2)
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = {"mine": Source(path="mine.jsonl")}
+    found, facts = _ingest(tmp_path, sources)
+    again = [f"mine-0000{30 + n} like mine-00000{n % 2}" for n in range(4)]
+    assert facts["near_duplicates"] == {"rows": 4, "similarity": 0.8, "first": again[:3]}
+    assert (found.rows, facts["rows"]["dropped"]) == (34, {})
+    found, facts = _ingest(tmp_path, sources, near_duplicates="drop")
+    assert _prompts(found) == [row["prompt"] for row in rows[:30]]
+    assert facts["rows"]["dropped"] == {"near_duplicate": 4}
+
+
+def test_training_rows_that_hold_a_test_prompt_are_dropped_where_asked(tmp_path: Path) -> None:
+    """13 words have 6 runs of eight; a training row with another last word holds 5 of them, one with two other words 4."""
+    words = _words(0, 13).split()
+    texts = {
+        "train": [" ".join([*words[:12], "else"]), " ".join([*words[:11], "else", "more"]), " ".join(words[:8]), _words(1, 20)],
+        "test": [" ".join(words), _words(2, 20)],
+    }
+    for name, prompts in texts.items():
+        lines = [json.dumps({"prompt": prompt, "completion": "a"}) + "\n" for prompt in prompts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    sources = {name: Source(path=f"{name}.jsonl", split=name) for name in texts}
+    measured = {"test_prompts": 2, "at_or_over_0.5": 1, "largest_8_gram_overlap": 0.8333, "mean_8_gram_overlap": 0.4167}
+    for limit, kept, dropped in (
+        (0.5, [2, 3], {"overlaps_test_prompt": 2}),
+        (0.8, [1, 2, 3], {"overlaps_test_prompt": 1}),
+        (0.0, [0, 1, 2, 3], {}),
+    ):
+        found, facts = _ingest(tmp_path, sources, leaks="drop", max_overlap=limit)
+        assert _prompts(found) == [texts["train"][number] for number in kept] + texts["test"]
+        assert (facts["contamination"], facts["rows"]["dropped"]) == (measured, dropped)
+    with pytest.raises(
+        DataError, match=r"train-000000 and test row test-000000 \(2 training rows: also train.jsonl:2 \(line 2\)\)"
+    ):
+        _ingest(tmp_path, sources)
+
+
+def test_what_a_split_hangs_on_can_be_said(tmp_path: Path) -> None:
+    """Pairs of a group, all of one prompt each: by prompt groups are parted, by group prompts are."""
+    rows = [{"prompt": f"Q{n % 40}", "chosen": f"a{n}", "rejected": "b", "group": f"g{n // 40}"} for n in range(400)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for by, whole, parted in (("prompt", "prompt", "group"), ("auto", "prompt", "group"), ("group", "group", "prompt")):
+        prepare = Prepare().model_copy(update={"sources": {"mine": Source(path="mine.jsonl")}, "split_by": by})
+        found = ingest(prepare, tmp_path, tmp_path / "scratch", 1)
+        table = pd.DataFrame(rows_of(found, "prompt", "group", "split"), columns=["prompt", "group", "split"])
+        assert (table.groupby(whole)["split"].nunique() == 1).all()
+        assert (table.groupby(parted)["split"].nunique() > 1).any()
+
+
 def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
     rows = [dict(row) for row in ROWS]
     rows[0]["completion"] = (
