@@ -265,9 +265,7 @@ def _words(number: int, count: int) -> str:
 def test_near_duplicates_are_counted_and_dropped_where_asked(tmp_path: Path) -> None:
     """45 words have 41 runs of five; the last word is in one of them: 40 of 42 are in both rows, 0.95."""
     rows = [{"prompt": _words(n, 40), "completion": f"and it ends like {n}"} for n in range(30)]
-    rows += [rows[n] | {"completion": f"and it ends like{n}"} for n in range(2)] + [
-        rows[n] | {"completion": f"and it ends like other{n}"} for n in range(2)
-    ]
+    rows += [rows[n] | {"completion": f"and it ends like {other}"} for other in ("that", "this") for n in range(2)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sources = {"mine": Source(path="mine.jsonl")}
     found, facts = _ingest(tmp_path, sources)
