@@ -20,6 +20,7 @@ from pipelines.config.data import Format, Prepare, Source
 from pipelines.errors import ConfigurationError, DataError, PrefloopError
 
 PREPARED = Path("artifacts/prepared")
+EXTERNAL = Path("data/external")
 TABLES = ("demonstrations", "prompts", "preferences", "labels", "corpus")
 SPLIT_NAMES = ("train", "validation", "test")
 
@@ -109,13 +110,15 @@ def show(root: Path, examples: int) -> list[str]:
 
 
 def diff(root: Path, revision: str) -> tuple[list[str], list[str]]:
-    """What changed in the prepared tables since a git revision: rows, columns, drift. And what makes the schemas differ."""
+    """What changed in the prepared tables since a git revision: rows, columns, drift; and of Parquet files that were brought in,
+    rows and columns. And what makes the schemas differ."""
+    import pyarrow
     import pyarrow.parquet as pq
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
-    from pipelines.data.drift import compare
+    from pipelines.data.drift import columns, compare
 
     lines: list[str] = []
     changed: list[str] = []
@@ -134,6 +137,15 @@ def diff(root: Path, revision: str) -> tuple[list[str], list[str]]:
                 lines, changed = lines + found, changed + drifted
             elif any(there):
                 lines.append(f"{name}: only in {'the workspace' if there[0] else revision}")
+        for path in sorted((root / EXTERNAL).rglob("*.parquet")):
+            shown = path.relative_to(root).as_posix()
+            if before.exists(shown):
+                with before.open(shown, "rb") as file, pq.ParquetFile(file) as was, pq.ParquetFile(path) as now:
+                    drifted = columns(shown, was.schema_arrow, now.schema_arrow)
+                    lines += [f"{shown}: {was.metadata.num_rows} -> {now.metadata.num_rows} rows", *drifted]
+                    changed += drifted
+    except pyarrow.ArrowException as error:
+        raise DataError(f"bad-parquet: {' '.join(str(error).split())[:200]} | whole files | write them again") from error
     except (DvcException, SCMError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
@@ -119,6 +121,25 @@ def test_tables_are_shown_and_compared_with_a_revision(project: Path) -> None:
     assert (code, "error: schema-drift: prompts: columns added: label" in said) == (2, True), said
     code, said = _said(project, "diff", "no-such-revision")
     assert (code, "no-such-revision" in said) == (3, True), said
+
+
+def test_a_file_whose_columns_have_drifted_since_it_was_added_is_named(project: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "completion": "a", "margin": 1} for n in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "drifted_schema.parquet")
+    path = project / external.add(project, tmp_path / "drifted_schema.parquet", "", "mine", "MIT")
+    _run(project, "git", "add", "-A")
+    _run(project, "git", "commit", "--quiet", "-m", "first")
+    assert _said(project, "diff", "HEAD") == (0, "data/external/drifted_schema.parquet: 30 -> 30 rows\n")
+    changed = [{"prompt": row["prompt"], "answer": "a", "margin": "1"} for row in rows[:20]]
+    path.unlink()
+    pq.write_table(pa.Table.from_pylist(changed), path)
+    code, said = _said(project, "diff", "HEAD")
+    assert (code, "error: schema-drift: " in said, "30 -> 20 rows" in said) == (2, True, True), said
+    for part in ("columns added: answer", "columns removed: completion", "columns retyped: margin (int64 -> string)"):
+        assert f"data/external/drifted_schema.parquet: {part}" in said
+    path.write_bytes(b"PAR1")
+    code, said = _said(project, "diff", "HEAD")
+    assert (code, "error: bad-parquet" in said) == (2, True), said
 
 
 def test_wrong_arguments_are_errors_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
