@@ -16,7 +16,7 @@ import pandas as pd
 
 from pipelines.data.spill import Spill, numbered, once
 from pipelines.data.splits import SPLITS
-from pipelines.data.streams import keys_of
+from pipelines.data.streams import asked_keys, keys_of
 
 SAMPLE = 500
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -70,7 +70,7 @@ def _facts(blocks: Iterable[pd.DataFrame], asked: Spill, folder: Path) -> dict[s
             if "rejected" in texts:
                 keys.add(numbered(keys_of(texts["prompt"], texts["rejected"], texts["chosen"]), TURNED))
             if "prompt" in texts:
-                asked.add(numbered(keys_of(texts["prompt"]), block["split"].map(RANKS).to_numpy()))
+                asked.add(numbered(asked_keys(texts["prompt"]), block["split"].map(RANKS).to_numpy()))
         groups = different = both = 0
         for part in keys.parts():
             of = [np.unique(part["key"][part["number"] == what]) for what in (GROUP, WHOLE, TURNED)]

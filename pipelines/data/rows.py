@@ -5,7 +5,6 @@ Memory does not grow with the rows but for a byte a row, or some: texts are neve
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -166,10 +165,10 @@ class _Splitter:
 
     def of(self, row: Row, key: str) -> tuple[str, str, int]:
         """(split, what it hangs on, 64-bit key of the prompt). ``key`` is that of a phrased record."""
-        digest = hashlib.blake2b(texts.normal(row.prompt).encode(errors="surrogatepass"), digest_size=8)
+        asked = texts.key_of(row.prompt)
         by_group = row.group and (self.by == "group" or (self.by == "auto" and row.kind == "demonstration"))
-        group = str(row.group) if by_group else key or f"prompt-{digest.hexdigest()[:12]}"
-        return self.of_key(group), group, int.from_bytes(digest.digest(), "little")
+        group = str(row.group) if by_group else key or f"prompt-{asked.to_bytes(8, 'little').hex()[:12]}"
+        return self.of_key(group), group, asked
 
     def of_key(self, key: str) -> str:
         """The split of everything that hangs on a key."""

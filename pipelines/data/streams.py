@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.data import texts
 from pipelines.data.rows import Ingested
 from pipelines.data.spill import Spill, first_of_key, numbered
 
@@ -47,6 +48,11 @@ def keys_of(*columns: Any) -> np.ndarray:
     for column in columns:
         found = found * FACTOR ^ pd.util.hash_array(np.asarray(column, object), categorize=False)
     return found
+
+
+def asked_keys(prompts: Iterable[str]) -> np.ndarray:
+    """The key [N] of every prompt: what differs in case, width or white space only is the same question."""
+    return np.array([texts.key_of(prompt) for prompt in prompts], np.uint64)
 
 
 def place_of(seed: int, id_: str) -> int:
@@ -97,16 +103,16 @@ def _limits(found: Ingested, used: np.ndarray, wanted: Mapping[str, int]) -> dic
 def _light(found: Ingested, used: np.ndarray, seed: int, limits: dict[str, int] | None, asked: np.ndarray | None) -> pd.DataFrame:
     names: dict[str, dict[str, int]] = {"split": {}, "template": {}, "task": {}}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("number", "key", "order", *names)}
-    for numbers, block in _shown(found, ["id", "prompt", "split", "template", "task"]):
+    for numbers, block in _shown(found, ["id", "prompt_key", "split", "template", "task"]):
         numbers, block = numbers[used[numbers]], block.filter(pa.array(used[numbers]))
         order = np.array([place_of(seed, id_) for id_ in block["id"].to_pylist()], np.uint64)
         if limits is not None:
             inside = order <= np.array([limits[split] for split in block["split"].to_pylist()], np.uint64)
             if asked is not None and len(asked):
-                inside |= np.isin(keys_of(block["prompt"]), asked)
+                inside |= np.isin(block["prompt_key"].to_numpy(), asked)
             numbers, order, block = numbers[inside], order[inside], block.filter(pa.array(inside))
         parts["number"].append(numbers)
-        parts["key"].append(keys_of(block["prompt"]))
+        parts["key"].append(block["prompt_key"].to_numpy())
         parts["order"].append(order)
         for name, known in names.items():
             values = pc.fill_null(block[name], "as_given").dictionary_encode()

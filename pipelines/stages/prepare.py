@@ -79,7 +79,7 @@ def run(ctx: Context) -> dict[str, float]:
         found, facts = _read(ctx, prepare, quarantine)
         pool, told = read_pool(ctx, quarantine)
         used, weights = streams.shown_once(found), found.weights
-        asked_before = np.concatenate([np.empty(0, np.uint64), *(streams.keys_of(pairs["prompt"]) for pairs in pool)])
+        asked_before = np.concatenate([np.empty(0, np.uint64), *(streams.asked_keys(pairs["prompt"]) for pairs in pool)])
         light = streams.candidates_of(found, used, seed, wanted_of(prepare), asked_before)
         tables = (streams.corpus_of(found, used), streams.pairs_of(found), streams.labels_of(found))
         optional = {kind: streams.optional_of(found, kind) for kind in streams.BROUGHT}
@@ -173,9 +173,12 @@ def read_pool(ctx: Context, quarantine: Path) -> tuple[list[pd.DataFrame], dict[
 def in_known_splits(pairs: pd.DataFrame, candidates: pd.DataFrame, material: Material) -> pd.DataFrame:
     """Pairs of the pool. A prompt of the source keeps its split, another is split by its hash (a collected one as it was when
     it was asked)."""
-    known = material.whole(candidates[candidates["key"].isin(streams.keys_of(pairs["prompt"]))])
+    keys = streams.asked_keys(pairs["prompt"])
+    rows = candidates[candidates["key"].isin(keys)]
+    known = material.whole(rows)
     for column, name in (("split", "split"), ("prompt_id", "id")):
-        pairs[column] = pairs["prompt"].map(dict(zip(known["prompt"], known[name], strict=True))).fillna(pairs[column])
+        values = dict(zip(rows["key"].tolist(), known[name], strict=True))
+        pairs[column] = [values.get(key, own) for key, own in zip(keys.tolist(), pairs[column], strict=True)]
     return pairs
 
 

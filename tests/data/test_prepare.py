@@ -149,14 +149,19 @@ def test_preferences_of_ones_own_are_pairs_and_their_chosen_answers_are_shown(tm
 
 
 def test_the_pool_keeps_the_split_of_prompts_that_are_known(plays: tuple, tmp_path: Path) -> None:
+    """Also of those that differ in case or white space only."""
     asked = plays[1]["prompts"]
-    test_prompt = asked[asked["split"] == "test"].iloc[0]
-    rows = [{"prompt": text, "chosen": " a", "rejected": " b"} for text in (test_prompt["prompt"], "Something new")]
+    held_out = asked[asked["split"] == "test"].head(20)
+    prompts = [prompt.upper() + " " if number % 2 else prompt for number, prompt in enumerate(held_out["prompt"])]
+    rows = [{"prompt": prompt, "chosen": " a", "rejected": " b"} for prompt in [*prompts, "Something new"]]
     _jsonl(tmp_path / "data/preferences/friends.jsonl", rows)
     _, tables, _ = _run(tmp_path, _params())
-    pair = tables["preferences"].iloc[0]
-    assert (pair["prompt_id"], pair["split"], pair["source"]) == (test_prompt["id"], "test", "friends")
-    assert tables["preferences"]["group"].tolist() == ["all", "all"]
+    pairs = tables["preferences"]
+    assert pairs["prompt"].tolist() == [*prompts, "Something new"]
+    assert pairs["prompt_id"].tolist()[:-1] == held_out["id"].tolist()
+    assert set(pairs["split"][:-1]) == {"test"}
+    assert set(pairs["source"]) == {"friends"}
+    assert set(pairs["group"]) == {"all"}
     assert leaks(tables) == 0
 
 
