@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.config.data import Prepare, Source
 from pipelines.data import rows, texts
-from pipelines.data.near import Signatures, overlaps
+from pipelines.data.near import Overlap, Signatures, overlaps
 from pipelines.data.problems import EXAMPLES, BadRow
 from pipelines.data.rows import Ingested
 from pipelines.data.spill import Spill, first_of_key
@@ -157,9 +157,19 @@ def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
         )
     found.kept[over] = False
     found.ledger.dropped.update({"overlaps_test_prompt": len(over)} if over else {})
+    return _contaminated(seen)
+
+
+def contamination_by(prompts: list[str], training: list[str], folder: Path) -> dict[str, Any]:
+    """How much of these test prompts is in prompts that are trained on beside the sources'."""
+    rows = [(np.arange(len(training)), [texts.normal(prompt) for prompt in training])]
+    return _contaminated(overlaps([[texts.normal(prompt) for prompt in prompts]], rows, 0.0, folder))
+
+
+def _contaminated(seen: Overlap) -> dict[str, Any]:
     shares = seen.shares
     return {
-        "test_prompts": len(tests),
+        "test_prompts": len(shares),
         "at_or_over_0.5": int((shares >= 0.5).sum()),
         "largest_8_gram_overlap": round(float(shares.max()), 4) if len(shares) else 0.0,
         "mean_8_gram_overlap": round(float(shares.mean()), 4) if len(shares) else 0.0,

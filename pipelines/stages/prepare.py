@@ -34,12 +34,14 @@ from pipelines.data.quality import SAMPLE, languages, quality
 from pipelines.data.rows import Ingested, ingest
 from pipelines.data.splits import without_leaks
 from pipelines.data.tables import read_blocks, read_table, write_json, write_stream, write_table
-from pipelines.data.vetting import vet, vet_rows
+from pipelines.data.vetting import contamination_by, vet, vet_rows
 from pipelines.errors import DataError
 
 POOL = Path("data/preferences")
 OPTIONAL = {name for name, column in schemas.PAIRS.columns.items() if not column.required}
-MEASURED = ("contamination", "golden_accuracy", "languages", "longer_wins", "near_duplicates", "personal_data")
+MEASURED = (
+    "contamination", "golden_accuracy", "languages", "longer_wins", "near_duplicates", "personal_data", "pool_contamination"
+)  # fmt: skip
 TABLES = {
     "corpus": schemas.CORPUS,
     "demonstrations": schemas.DEMONSTRATIONS,
@@ -99,7 +101,9 @@ def run(ctx: Context) -> dict[str, float]:
     frames = {"demonstrations": material.whole(shown), "prompts": material.whole(asked)}
     for name, rows in frames.items():
         write_table(_columns(rows, TABLES[name]), paths[name], TABLES[name])
-    known = [_arrow(in_known_splits(pairs, candidates, material)) for pairs in pool]
+    pool = [in_known_splits(pairs, candidates, material) for pairs in pool]
+    facts["pool_contamination"] = contaminated_by(pool, frames["prompts"], ctx.scratch)
+    known = [_arrow(pairs) for pairs in pool]
     of_pairs, of_labels = (material.optional.get(kind, []) for kind in ("pair", "label"))
     of_pairs = sorted({*of_pairs, *(name for table in known for name in table.column_names)} & OPTIONAL)
     sizes = {
@@ -182,6 +186,12 @@ def in_known_splits(pairs: pd.DataFrame, candidates: pd.DataFrame, material: Mat
     return pairs
 
 
+def contaminated_by(pool: list[pd.DataFrame], prompts: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """How much of the test prompts is in prompts of the pool that are trained on; nothing without a pool."""
+    training = [prompt for pairs in pool for prompt in pairs["prompt"][pairs["split"] == "train"].unique()]
+    return contamination_by(prompts["prompt"][prompts["split"] == "test"].tolist(), training, folder) if pool else {}
+
+
 def unused(candidates: pd.DataFrame) -> dict[str, int]:
     """What cannot be demonstrated, because no clause ends within the budget."""
     return {"no_clause_end_within_budget": int(candidates["completion"].isna().sum())}
@@ -191,8 +201,8 @@ def counts(facts: dict[str, Any]) -> dict[str, float]:
     """Rows read, put aside and dropped by rule, for the tracker."""
     rows = facts.get("rows", {})
     found = {f"rows/{rule}": float(count) for rule, count in (rows.get("dropped", {}) | facts["dropped"]).items()}
+    found |= {f"quality/{name}": value for name, value in _numbers({key: facts.get(key, {}) for key in MEASURED})}
     if rows:
-        found |= {f"quality/{name}": value for name, value in _numbers({key: facts.get(key, {}) for key in MEASURED})}
         found |= {"rows/read": float(rows["read"]), "rows/quarantined": float(sum(rows["quarantined"].values()))}
         found |= {f"quarantined/{code}": float(count) for code, count in rows["quarantined"].items()}
     return found

@@ -153,13 +153,18 @@ def test_the_pool_keeps_the_split_of_prompts_that_are_known(plays: tuple, tmp_pa
     asked = plays[1]["prompts"]
     held_out = asked[asked["split"] == "test"].head(20)
     prompts = [prompt.upper() + " " if number % 2 else prompt for number, prompt in enumerate(held_out["prompt"])]
-    rows = [{"prompt": prompt, "chosen": " a", "rejected": " b"} for prompt in [*prompts, "Something new"]]
+    others = [f"{prompt} and more {number}" for number, prompt in enumerate(held_out["prompt"])]
+    rows = [{"prompt": prompt, "chosen": " a", "rejected": " b"} for prompt in prompts + others]
     _jsonl(tmp_path / "data/preferences/friends.jsonl", rows)
-    _, tables, _ = _run(tmp_path, _params())
+    metrics, tables, out = _run(tmp_path, _params())
     pairs = tables["preferences"]
-    assert pairs["prompt"].tolist() == [*prompts, "Something new"]
-    assert pairs["prompt_id"].tolist()[:-1] == held_out["id"].tolist()
-    assert set(pairs["split"][:-1]) == {"test"}
+    assert pairs["prompt"].tolist() == prompts + others
+    assert pairs["prompt_id"].tolist()[:20] == held_out["id"].tolist()
+    assert set(pairs["split"][:20]) == {"test"}
+    trained = int((pairs["split"][20:] == "train").sum())
+    measured = json.loads((out / "quality.json").read_text())["pool_contamination"]
+    assert measured["at_or_over_0.5"] == metrics["quality/pool_contamination/at_or_over_0.5"] == trained > 10
+    assert (measured["test_prompts"], measured["largest_8_gram_overlap"]) == (_params().prepare.test_prompts, 1.0)
     assert set(pairs["source"]) == {"friends"}
     assert set(pairs["group"]) == {"all"}
     assert leaks(tables) == 0
