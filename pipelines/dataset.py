@@ -131,9 +131,8 @@ def diff(root: Path, revision: str) -> tuple[list[str], list[str]]:
             path = PREPARED / f"{name}.parquet"
             there = [(root / path).exists(), before.exists(path.as_posix())]
             if all(there):
-                with before.open(path.as_posix(), "rb") as file:
-                    old = pq.read_table(file)
-                found, drifted = compare(name, old, pq.read_table(root / path))
+                with before.open(path.as_posix(), "rb") as file, pq.ParquetFile(file) as was, pq.ParquetFile(root / path) as now:
+                    found, drifted = compare(name, was, now)
                 lines, changed = lines + found, changed + drifted
             elif any(there):
                 lines.append(f"{name}: only in {'the workspace' if there[0] else revision}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,7 +172,7 @@ def test_psi_by_hand() -> None:
     assert psi_numbers(same, same + 500) > 0.25
 
 
-def test_drifted_columns_are_named() -> None:
+def test_drifted_columns_are_named(tmp_path: Path) -> None:
     old = pa.schema([("id", pa.string()), ("label", pa.bool_()), ("gone", pa.string())])
     new = pa.schema([("id", pa.string()), ("label", pa.string()), ("new", pa.string())])
     assert columns("labels", old, new) == [
@@ -179,8 +180,10 @@ def test_drifted_columns_are_named() -> None:
         "labels: columns removed: gone",
         "labels: columns retyped: label (bool -> string)",
     ]
-    table = pa.table({"id": ["a", "b"], "source": ["x", "x"]})
-    lines, changed = compare("pairs", table, pa.table({"id": ["b", "c", "d"], "source": ["x", "y", "y"]}))
+    tables = {"old": {"id": ["a", "b"], "source": ["x", "x"]}, "new": {"id": ["b", "c", "d"], "source": ["x", "y", "y"]}}
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / name, row_group_size=2)
+    lines, changed = compare("pairs", pq.ParquetFile(tmp_path / "old"), pq.ParquetFile(tmp_path / "new"))
     assert lines[0] == "pairs: 2 -> 3 rows, 2 added, 1 removed"
     assert "fewer than 500 rows" in lines[1]
     assert changed == []
