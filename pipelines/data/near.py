@@ -37,7 +37,7 @@ MOST_MARKS = 29
 
 
 class Signatures:
-    """The MinHash signature [D, P] of every text of a stream in a file, and the keys of its bands in others."""
+    """The MinHash signature [D, P] of every text of a stream in a file, and the keys of its bands. A block removes the file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
@@ -71,10 +71,12 @@ class Signatures:
         rows = np.flatnonzero(first < self.rows)
         return np.stack([rows, first[rows].astype(np.int64)], axis=1)
 
-    def close(self) -> None:
-        """Remove the files."""
+    def __enter__(self) -> Signatures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.path.unlink()
-        self.bands.close()
+        self.bands.__exit__(*error)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +20,15 @@ NUMBERED = np.dtype([("key", "<u8"), ("number", "<u4")])
 
 
 class Spill:
-    """Records with a 64-bit ``key``, in the order in which they came within every part. A block removes its files."""
+    """Records with a 64-bit ``key``, in the order in which they came within every part. A block removes its files.
+
+    As long as there are few, they stay in memory.
+    """
 
     def __init__(self, path: Path, kind: np.dtype = NUMBERED) -> None:
         self.files = [path.with_name(f"{path.name}.{part}") for part in range(PARTS)]
         self.kind, self.rows, self.written = kind, 0, 0
         self._held: list[tuple[np.ndarray, np.ndarray]] = []
-        self.close()  # what a run that was killed has left
 
     def add(self, records: np.ndarray, parts: np.ndarray | None = None) -> None:
         """The next records; the part of each, where it is not a matter of its key."""
@@ -36,6 +39,8 @@ class Spill:
 
     def parts(self) -> Iterator[np.ndarray]:
         """The records of every part."""
+        if not self.written:
+            return iter(self._parted())
         self._flush()
         return (np.fromfile(file, self.kind) if file.exists() else np.empty(0, self.kind) for file in self.files)
 
@@ -43,26 +48,32 @@ class Spill:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove the files."""
         self._held.clear()
-        for file in self.files:
-            file.unlink(missing_ok=True)
+        if self.written:
+            self._remove()
 
     def _flush(self) -> None:
-        if not self._held:
-            return
-        records, parts = (np.concatenate(held) for held in zip(*self._held, strict=True))
+        if not self.written:
+            self._remove()  # what a run that was killed has left
+        for file, records in zip(self.files, self._parted(), strict=True):
+            if len(records):
+                with file.open("ab") as opened:
+                    records.tofile(opened)
         self._held.clear()
         self.written = self.rows
+
+    def _parted(self) -> list[np.ndarray]:
+        """What is held, by part."""
+        if not self._held:
+            return [np.empty(0, self.kind)] * PARTS
+        records, parts = (np.concatenate(held) for held in zip(*self._held, strict=True))
         order = np.argsort(parts, kind="stable")
         edges = np.searchsorted(parts[order], np.arange(PARTS + 1))
-        for file, start, stop in zip(self.files, edges[:-1], edges[1:], strict=True):
-            if stop > start:
-                with file.open("ab") as opened:
-                    records[order[start:stop]].tofile(opened)
+        return [records[order[start:stop]] for start, stop in itertools.pairwise(edges)]
+
+    def _remove(self) -> None:
+        for file in self.files:
+            file.unlink(missing_ok=True)
 
 
 def numbered(keys: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:

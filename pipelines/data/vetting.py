@@ -198,12 +198,11 @@ def _of_split(found: Ingested, split: str, columns: list[str]) -> Iterator[tuple
 
 def near_duplicates(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """Rows that are almost the same, by MinHash over prompt and answers. Never across prompts' splits alone: all rows."""
-    signatures = Signatures(found.path.with_name("signatures.bin"))
-    for _, block in found.blocks(list(rows.TEXTS)):
-        parts = zip(*(block[name].to_pylist() for name in rows.TEXTS), strict=True)
-        signatures.add([texts.normal(" ".join(part for part in each if part)) for each in parts])
-    near = found.numbers[signatures.near(prepare.near_duplicate_similarity)]
-    signatures.close()
+    with Signatures(found.path.with_name("signatures.bin")) as signatures:
+        for _, block in found.blocks(list(rows.TEXTS)):
+            parts = zip(*(block[name].to_pylist() for name in rows.TEXTS), strict=True)
+            signatures.add([texts.normal(" ".join(part for part in each if part)) for each in parts])
+        near = found.numbers[signatures.near(prepare.near_duplicate_similarity)]
     examples = named(found, near[:3].reshape(-1).tolist())
     if prepare.near_duplicates == "drop":
         found.kept[near[:, 0]] = False

@@ -42,20 +42,22 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
     texts = [" ".join(f"w{draw.randrange(10**6)}" for _ in range(100)) for _ in range(200)]
     near = [" ".join([*text.split()[:-1], "changed"]) for text in texts[:20]]
     far = [" ".join("changed" if place % 5 == 0 else word for place, word in enumerate(text.split())) for text in texts[20:40]]
-    signatures = Signatures(tmp_path / "signatures.bin")
-    for start in range(0, 240, 70):
-        signatures.add([*texts, *near, *far][start : start + 70])
-    assert signatures.near(0.8).tolist() == [[200 + number, number] for number in range(20)]
-    signatures.close()
+    with Signatures(tmp_path / "signatures.bin") as signatures:
+        for start in range(0, 240, 70):
+            signatures.add([*texts, *near, *far][start : start + 70])
+        assert signatures.near(0.8).tolist() == [[200 + number, number] for number in range(20)]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overlap_with_test_prompts_by_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [1, 2**18], ids=["on disk", "in memory"])
+def test_overlap_with_test_prompts_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(spill, "FLUSH", held)
     words = [f"word{n}" for n in range(13)]
     test = " ".join(words)  # 6 grams of 8
     train = [" ".join([*words[:12], "x"]), " ".join(words[5:]), " ".join(words[6:]), "word0 word1", test + " more"]
     rows = [(np.array([10, 11, 12]), train[:3]), (np.array([13, 14]), train[3:])]
-    (tmp_path / "held.5").write_bytes(b"left by a run that was killed")
+    for part in range(spill.PARTS if held == 1 else 0):
+        (tmp_path / f"held.{part}").write_bytes(b"left by a run that was killed")
     found = overlaps([[test], ["word0 word1"]], rows, 0.5, tmp_path)
     assert found.shares.tolist() == [1.0, 1.0]
     assert found.rows.tolist() == [14, 13]
