@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -232,6 +233,8 @@ def test_bad_rows_up_to_the_fraction_are_put_aside_and_listed(tmp_path: Path) ->
         ("invalid-json", "mine.jsonl:4 (line 4)"),
         ("empty-text", "mine.jsonl:9 (line 9)"),
     ]
+    raw = [f"{rows[number]}\n".encode() for number in (3, 8)]
+    assert [each["sha256"] for each in listed] == [hashlib.sha256(line).hexdigest()[:12] for line in raw]
     assert "private" not in (tmp_path / "quarantine.jsonl").read_text()
     (tmp_path / "mine.jsonl").write_text("{a\n{b\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"all-filtered test: 0 of 2 rows left: invalid-json 2"):
