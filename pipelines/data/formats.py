@@ -7,7 +7,7 @@ Papers: Ouyang et al. 2022 (K ranked answers give every pair), Ethayarajh et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -122,17 +122,21 @@ class Fields:
         return BadRow("empty-text", f"{shown}: empty after strip", "fill it in or remove the row", name)
 
 
-def recognise(record: Record, source: Source, shown: str) -> str:
-    """The format of a source by its first record. Raises DataError that names what is missing and how to map it."""
+def recognise(records: Sequence[Record], source: Source, shown: str) -> str:
+    """The format of a source by its first records: by every field that one of them has, since any may lack one.
+
+    Raises DataError that names what is missing and how to map it.
+    """
     fields = Fields(source.columns)
-    there = {name for name in OURS if fields.has(record, name)}
+    there = {name for name in OURS if any(fields.has(record, name) for record in records)}
+    implicit = any(_implicit(record, fields) for record in records)
     for name, needed in FIELDS.items():
-        if source.format in (name, "auto") and (set(needed) <= there or (name == "preference" and _implicit(record, fields))):
+        if source.format in (name, "auto") and (set(needed) <= there or (name == "preference" and implicit)):
             return name
     wanted = FIELDS.get(source.format) or min(FIELDS.values(), key=lambda needed: len(set(needed) - there))
     missing = [name for name in wanted if name not in there]
     hint = ", ".join(f"{name}: <its name>" for name in missing)
-    found = ", ".join(sorted(record)) or "no fields"
+    found = ", ".join(sorted({name for record in records for name in record})) or "no fields"
     raise DataError(
         f"wrong-columns {shown}: missing: {', '.join(missing)}; found: {found} | format {source.format}"
         f" | map them: columns: {{{hint}}}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from pipelines.data.splits import split_of
 from pipelines.data.templates import Phrasings
 
 BLOCK = 16384
+FIRST = 20
+"""Records by which a format is recognised."""
+
 _META = {"id": pa.string(), "place": pa.string(), "split": pa.string(), "split_group": pa.string(), "prompt_key": pa.uint64()}
 SCHEMA = pa.schema(
     [
@@ -106,10 +110,12 @@ def _rows(prepare: Prepare, root: Path, seed: int, found: Ingested) -> Iterator[
         read = None
         phrasings = Phrasings(root / source.templates, name, source, prepare.mixture, seed) if source.templates else None
         splitter = _Splitter(prepare, source)
-        for number, (place, record, raw) in enumerate(sources.records(name, source, root, found.ledger, prepare.max_row_bytes)):
-            if phrasings is None and read is None:
-                kind = formats.recognise(record, source, place)
-                found.formats[name], read = kind, formats.reader(kind, source, name)
+        records = sources.records(name, source, root, found.ledger, prepare.max_row_bytes)
+        first = list(islice(records, FIRST))
+        if first and phrasings is None:
+            kind = formats.recognise([record for _, record, _ in first], source, first[0][0])
+            found.formats[name], read = kind, formats.reader(kind, source, name)
+        for number, (place, record, raw) in enumerate(chain(first, records)):
             id_, key = f"{name}-{number:06d}", ""
             try:
                 if phrasings is not None:

@@ -33,7 +33,7 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: who?\n\nAssistant:"
 
 def _rows(record: dict[str, Any], **settings: Any) -> tuple[list[Row], int, str]:
     source = Source(path="x.jsonl", **settings)
-    kind = recognise(record, source, "x.jsonl:1")
+    kind = recognise([record], source, "x.jsonl:1")
     return (*reader(kind, source, "mine")(record), kind)
 
 
@@ -117,6 +117,22 @@ def test_formats_are_recognised() -> None:
     assert _one({"instruction": "a", "input": "", "output": "b"})[:3] == ("demonstration", "a", "b")
     assert _one({"prompt": "a", "completion": "b", "label": False})[:6] == ("label", "a", "b", None, None, False)
     assert _one({"prompt": "a", "completion": "b", "label": "1"})[5] is True
+
+
+def test_a_first_row_that_lacks_a_field_is_a_bad_row_and_no_other_format(tmp_path: Path) -> None:
+    """Labels whose first one is missing are labels, not demonstrations; pairs without their first rejected answer are pairs."""
+    rows = [{"prompt": f"Q{n}", "completion": f"a{n}", "label": True} for n in range(30)]
+    del rows[0]["label"]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = {"labels": Source(path="labels.jsonl")}
+    with pytest.raises(DataError, match=r"labels.jsonl:1 .*\[label\] label: expected true or false, got NoneType in 1 of 30"):
+        _ingest(tmp_path, sources)
+    found, facts = _ingest(tmp_path, sources, max_bad_fraction=0.1)
+    assert (found.formats, found.rows, facts["rows"]["quarantined"]) == ({"labels": "kto"}, 29, {"wrong-type": 1})
+    pairs = [{"prompt": f"Q{n}", "chosen": f"a{n}"} | ({"rejected": "b"} if n else {}) for n in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    with pytest.raises(DataError, match=r"^missing pairs.jsonl:1 .*\[rejected\] rejected: missing in 1 of 30 rows"):
+        _ingest(tmp_path, {"pairs": Source(path="pairs.jsonl")})
 
 
 def test_ranked_answers_give_every_pair_without_ties() -> None:
