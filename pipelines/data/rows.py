@@ -148,8 +148,8 @@ def _finished(row: Row, id_: str, place: str, prepare: Prepare, seed: int, found
     return row if texts.unremarkable(" ".join(written.values())) else _remarked(row, written, place, prepare, found)
 
 
-def _remarked(row: Row, written: dict[str, str], place: str, prepare: Prepare, found: Ingested) -> Row:
-    """Note what is strange or personal in the texts of a row; mask what is personal where asked."""
+def _remarked(row: Row, written: dict[str, str], place: str, prepare: Prepare, found: Ingested) -> Row | None:
+    """Note what is strange or personal in the texts of a row; mask what is personal where asked. A pair may be none then."""
     changed: dict[str, Any] = {}
     for name, text in written.items():
         for code, what, fix in texts.oddities(text):
@@ -159,7 +159,12 @@ def _remarked(row: Row, written: dict[str, str], place: str, prepare: Prepare, f
             found.personal.update(kind for kind, _, _ in kinds)
             if prepare.personal_data == "mask":
                 changed[name] = texts.masked(text)
-    return row._replace(**changed) if changed else row
+    row = row._replace(**changed)
+    if row.kind == "pair" and str(row.chosen).strip() == str(row.rejected).strip():
+        what = "chosen equals rejected once personal data is masked"
+        found.ledger.refuse(place, BadRow("chosen-equals-rejected", what, "remove the row: it prefers nothing"))
+        return None
+    return row
 
 
 class _Splitter:

@@ -348,6 +348,12 @@ def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
     assert "[email]" in masked
     assert "[credit_card], not 4111" in masked
     assert "jane" not in masked
+    pairs = [{"prompt": f"Q{n}", "chosen": f"Ask me{n}@example.org", "rejected": "Ask no one"} for n in range(30)]
+    pairs[3]["rejected"] = "Ask you@example.org"
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    assert _ingest(tmp_path, sources)[0].rows == 30
+    with pytest.raises(DataError, match=r"mine.jsonl:4 .* chosen equals rejected once personal data is masked in 1 of 30 rows"):
+        _ingest(tmp_path, sources, personal_data="mask")
 
 
 def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
