@@ -245,10 +245,8 @@ class Dpo(Offline):
 
     @model_validator(mode="after")
     def _smoothing_belongs_to_the_loss(self) -> Dpo:
-        if self.label_smoothing and self.loss_type not in ("sigmoid", "robust", "exo_pair"):
-            raise ValueError(
-                f"loss_type {self.loss_type} has no label_smoothing (sigmoid, robust and exo_pair have); leave it out"
-            )
+        if self.label_smoothing and self.loss_type not in SMOOTHED:
+            raise ValueError(f"loss_type {self.loss_type} has no label_smoothing ({', '.join(SMOOTHED)} have); leave it out")
         if not self.label_smoothing and self.loss_type in ("robust", "exo_pair"):
             raise ValueError(f"loss_type {self.loss_type} needs label_smoothing above 0 (the share of wrong labels)")
         return self
