@@ -185,7 +185,7 @@ def meta_of(record: Record, fields: Fields, source: Source, origin: str) -> dict
 
 
 def _completion(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
-    return [Row("demonstration", fields.text(record, "prompt"), fields.text(record, "completion"))], 0
+    return [Row("demonstration", *_asked_and_answered(record, fields))], 0
 
 
 def _kto(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
@@ -194,7 +194,7 @@ def _kto(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     value = known.get(str(label).lower())
     if value is None:
         raise BadRow("wrong-type", f"label: expected true or false, got {type(label).__name__}", "write true or false", "label")
-    return [Row("label", fields.text(record, "prompt"), fields.text(record, "completion"), label=value)], 0
+    return [Row("label", *_asked_and_answered(record, fields), label=value)], 0
 
 
 def _text(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
@@ -233,31 +233,40 @@ def _prompts_differ() -> BadRow:
 
 def _preference(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     if type(fields.get(record, "chosen")) is list:
-        return [pair_of(*_of_messages(record, fields))], 0
+        (asked, chosen), (other, rejected) = (_of_messages(record, fields, name) for name in ("chosen", "rejected"))
+        if asked != other:
+            raise _prompts_differ()
+        return [pair_of(dialogues.prompt_of(asked), chosen, rejected)], 0
     chosen, rejected = fields.text(record, "chosen"), fields.text(record, "rejected")
-    asked = fields.get(record, "prompt")
-    prompt = dialogues.prompt_of(_asked(asked)) if type(asked) is list else fields.text(record, "prompt")
-    return [pair_of(prompt, chosen, rejected)], 0
+    return [pair_of(_prompt(record, fields), chosen, rejected)], 0
 
 
-def _of_messages(record: Record, fields: Fields) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected of message lists; without a prompt the two lists share all but their last turn."""
-    sides = [fields.get(record, name) for name in ("chosen", "rejected")]
-    asked = fields.get(record, "prompt")
+def _asked_and_answered(record: Record, fields: Fields) -> tuple[str, str]:
+    """Prompt and completion, each of them a text or a list of messages."""
+    if type(fields.get(record, "completion")) is list:
+        asked, answer = _of_messages(record, fields, "completion")
+        return dialogues.prompt_of(asked), answer
+    return _prompt(record, fields), fields.text(record, "completion")
+
+
+def _of_messages(record: Record, fields: Fields, name: str) -> tuple[list[dialogues.Turn], str]:
+    """The turns that are asked and the answer to them, of a list of messages that comes behind the prompt, if there is one."""
+    side, asked = fields.get(record, name), fields.get(record, "prompt")
     before = asked if type(asked) is list else [{"role": "user", "content": asked}] if type(asked) is str else []
-    found = [dialogues.checked(before + (side if type(side) is list else []), "chosen") for side in sides]
-    if found[0][:-1] != found[1][:-1]:
-        raise _prompts_differ()
-    if any(turns[-1][0] != "assistant" or len(turns) < 2 for turns in found):
-        raise BadRow("role-order", "chosen and rejected end with an answer of role assistant, to a prompt", "add it", "chosen")
-    return dialogues.prompt_of(found[0][:-1]), found[0][-1][1], found[1][-1][1]
+    found = dialogues.checked(before + (side if type(side) is list else []), name)
+    if found[-1][0] != "assistant" or len(found) < 2:
+        raise BadRow("role-order", f"{name} ends with an answer of role assistant, to a prompt", "add it", name)
+    return found[:-1], found[-1][1]
 
 
-def _asked(messages: Any) -> list[dialogues.Turn]:
-    found = dialogues.checked(messages, "prompt")
+def _prompt(record: Record, fields: Fields) -> str:
+    asked = fields.get(record, "prompt")
+    if type(asked) is not list:
+        return fields.text(record, "prompt")
+    found = dialogues.checked(asked, "prompt")
     if found[-1][0] != "user":
         raise BadRow("role-order", f"prompt ends with role {found[-1][0]!r}, user is due", "end with what is asked", "prompt")
-    return found
+    return dialogues.prompt_of(found)
 
 
 def _ranked(record: Record, fields: Fields, source: Source) -> tuple[list[Row], int]:

@@ -112,11 +112,26 @@ def test_formats_are_recognised() -> None:
     other = {"role": "assistant", "content": "you"}
     assert _one({"chosen": [user, answer], "rejected": [user, other]})[:5] == ("pair", "who?", None, "me", "you")
     assert _one({"prompt": multi, "chosen": [answer], "rejected": [other]})[:5] == ("pair", DIALOGUE, None, "me", "you")
+    assert _one({"prompt": multi, "completion": [answer]})[:3] == ("demonstration", DIALOGUE, "me")
+    assert _one({"prompt": [user], "completion": "me"})[:3] == ("demonstration", "who?", "me")
+    assert _one({"prompt": [user], "completion": [answer], "label": True})[:6] == ("label", "who?", "me", None, None, True)
     assert _one({"chosen": DIALOGUE + " me", "rejected": DIALOGUE + " you"})[:5] == ("pair", DIALOGUE, None, " me", " you")
     assert _one({"instruction": "a", "input": "x", "output": "b"})[:3] == ("demonstration", "a\n\nx", "b")
     assert _one({"instruction": "a", "input": "", "output": "b"})[:3] == ("demonstration", "a", "b")
     assert _one({"prompt": "a", "completion": "b", "label": False})[:6] == ("label", "a", "b", None, None, False)
     assert _one({"prompt": "a", "completion": "b", "label": "1"})[5] is True
+
+
+def test_messages_that_are_no_answer_to_a_prompt_are_refused() -> None:
+    user, answer = {"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}
+    with pytest.raises(BadRow, match="completion ends with an answer of role assistant, to a prompt"):
+        _rows({"prompt": [user, answer], "completion": [user]})
+    with pytest.raises(BadRow, match="role 'user' where assistant is due"):
+        _rows({"prompt": [user], "completion": [user, answer]})
+    with pytest.raises(BadRow, match="prompt ends with role 'assistant', user is due"):
+        _rows({"prompt": [user, answer], "completion": "me"})
+    with pytest.raises(BadRow, match="do not share their prompt"):
+        _rows({"chosen": [user, answer], "rejected": [user | {"content": "what?"}, answer]})
 
 
 def test_a_first_row_that_lacks_a_field_is_a_bad_row_and_no_other_format(tmp_path: Path) -> None:
