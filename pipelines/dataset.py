@@ -86,20 +86,22 @@ def check(paths: list[str], format: str = "auto", columns: dict[str, str] | None
 
 def show(root: Path, examples: int) -> list[str]:
     """The prepared tables: sources, splits, counts, and some rows of each, cut short."""
-    from pipelines.data.tables import read_table
+    from pipelines.data.tables import read_blocks, read_table
 
     lines = []
     for name in TABLES:
         path = root / PREPARED / f"{name}.parquet"
         if not path.exists():
             continue
-        table = read_table(path)
-        by = [column for column in ("source", "task", "template") if column in table][:2] or ["group"]
+        table = read_table(path, columns=["split"])
+        first = next(read_blocks(path)).head(examples)
+        by = next((column for column in ("source", "task", "template") if column in first), "group")
+        table[by] = read_table(path, columns=[by])[by]
         lines.append(f"{name}: {len(table)} rows")
-        counted = table.groupby([by[0], "split"], observed=True).size().unstack(fill_value=0)
+        counted = table.groupby([by, "split"], observed=True).size().unstack(fill_value=0)
         for source, numbers in counted.iterrows():
             lines.append(f"  {source}: " + ", ".join(f"{split} {numbers.get(split, 0)}" for split in SPLIT_NAMES))
-        for row in table.head(examples).to_dict("records"):
+        for row in first.to_dict("records"):
             shown = {
                 key: _short(row[key]) for key in ("prompt", "completion", "chosen", "rejected", "label", "text") if key in row
             }

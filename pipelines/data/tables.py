@@ -26,15 +26,15 @@ GROUP = 65536
 """Rows of a Parquet row group of a table that is written in a stream: equal rows give equal bytes, whatever their blocks."""
 
 
-def read_table(path: Path, schema: pa.DataFrameSchema | None = None) -> pd.DataFrame:
-    """Read a Parquet table and check it; without a schema (histories) the columns are free.
+def read_table(path: Path, schema: pa.DataFrameSchema | None = None, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a Parquet table, or some columns, and check it; without a schema (histories) the columns are free.
 
     Raises DataError with one line that names the file, the columns and the first rows at fault.
     """
     if not path.exists():
         raise DataError(f"{_shown(path)}: no such table; run the stage that writes it (`prefloop status` names it)")
     try:
-        frame = pq.read_table(path).to_pandas()
+        frame = pq.read_table(path, columns=columns).to_pandas()
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{_shown(path)}: not a readable Parquet file ({reason}); run its stage again") from error

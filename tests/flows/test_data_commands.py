@@ -158,6 +158,20 @@ def test_wrong_arguments_are_errors_of_the_configuration(tmp_path: Path, capsys:
 def test_show_without_tables_says_how_to_make_them(tmp_path: Path) -> None:
     code, said = _said(tmp_path, "show")
     assert (code, "prefloop run --only prepare" in said) == (2, True)
+    (tmp_path / "artifacts/prepared").mkdir(parents=True)
+    (tmp_path / "artifacts/prepared/prompts.parquet").write_bytes(b"text")
+    code, said = _said(tmp_path, "show")
+    assert (code, "prepared/prompts.parquet: not a readable Parquet file" in said) == (2, True), said
+
+
+def test_show_counts_by_source_or_by_group(tmp_path: Path) -> None:
+    _prompts(tmp_path, 40)
+    corpus = [{"id": f"p{n}", "group": f"play {n % 2}", "split": "test" if n else "train", "text": "x" * 100} for n in range(4)]
+    write_table(pd.DataFrame(corpus), tmp_path / "artifacts/prepared/corpus.parquet")
+    code, said = _said(tmp_path, "show", "--examples", "0")
+    expected = ["prompts: 40 rows", "  mine: train 30, validation 0, test 0", "  new: train 10, validation 0, test 0"]
+    expected += ["corpus: 4 rows", "  play 0: train 1, validation 0, test 1", "  play 1: train 0, validation 0, test 2"]
+    assert (code, said.splitlines()) == (0, expected)
 
 
 def test_the_callers_paths_are_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
