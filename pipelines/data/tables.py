@@ -86,8 +86,9 @@ def write_stream(blocks: Iterable[pyarrow.Table], path: Path, schema: pa.DataFra
             for column, name in enumerate(unique):
                 keys = part["key"][part["number"] == column]
                 twice[name] += len(keys) - len(np.unique(keys))
-        for name, rows in (+twice).items():
-            raise DataError(f"{_shown(path)}: {name}: field_uniqueness in {rows} rows; see {schema.name} in schemas.py")
+        for name, rows in twice.items():
+            if rows:
+                raise DataError(f"{_shown(path)}: {name}: field_uniqueness in {rows} rows; see {schema.name} in schemas.py")
         writer.write_table(left.combine_chunks())
     return count
 
