@@ -1,8 +1,8 @@
 """Time and memory of reading, checking, deduplicating, splitting and writing preference rows; the same with the obvious peer.
 
-``python benchmarks/data.py [--rows N] [--parts rows stage peer]``:
-a tenth of the rows first, then all of them, each part in a process of its own
-(its peak memory is measured); then datasets + pandas with checks row by row. Writes benchmarks/results/data.json.
+``python benchmarks/data.py [--rows 100000 1000000 10000000] [--parts rows stage peer]``: each number of rows, each part in a
+process of its own (its peak memory is measured); then datasets + pandas with checks row by row, of up to a million rows: it
+holds them all in memory. Ten million rows take 11 GB of disk, and as much again meanwhile. Writes benchmarks/results/data.json.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,13 @@ sys.path.insert(0, str(ROOT))
 WORDS = 20_000
 FRAGMENTS = 40_000
 REPEATS = 0.001
+LONGEST_PEER = 1_000_000
 
 
 def main() -> None:
     """Make the rows, measure each part in a process of its own, save."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", nargs="+", type=int, default=[100_000, 1_000_000])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path)
@@ -42,13 +44,17 @@ def main() -> None:
     note = f"{load:.1f} other processes were running on {os.cpu_count()} cores: seconds of the clock count them too."
     result: dict[str, Any] = {"rows": options.rows, "parts": {}, "note": note if load > 0.5 else ""}
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
-        for rows in (options.rows // 10, options.rows):
+        for rows in options.rows:
             own = Path(folder) / str(rows)
             own.mkdir()
-            size = make(own / "rows.jsonl", rows)
-            result["parts"][str(rows)] = {"bytes": size} | {name: _measured(name, own) for name in options.parts}
-    command = "python benchmarks/data.py" + (f" --parts {' '.join(options.parts)}" if options.parts != list(PARTS) else "")
-    save("data", result | facts(command))
+            found: dict[str, Any] = {"bytes": make(own / "rows.jsonl", rows)}
+            for name in options.parts:
+                if name != "peer" or rows <= LONGEST_PEER:
+                    found[name] = _measured(name, own)
+                    _clear(own)
+            result["parts"][str(rows)] = found
+            shutil.rmtree(own)
+    save("data", result | facts(" ".join(["python benchmarks/data.py", *sys.argv[1:]])))
 
 
 def make(path: Path, rows: int) -> int:
@@ -127,6 +133,15 @@ def peer(folder: Path) -> dict[str, Any]:
     frame = frame.drop_duplicates(["prompt", "chosen", "rejected"])
     frame.to_parquet(folder / "peer.parquet", compression="zstd")
     return {"kept": len(frame)}
+
+
+def _clear(folder: Path) -> None:
+    """What a part has written, so that the next one finds the disk as it did."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "rows.jsonl":
+            path.unlink()
 
 
 PARTS = {"rows": ours_rows, "stage": ours_stage, "peer": peer}

@@ -5,6 +5,7 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; a name wit
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -154,7 +155,23 @@ def data() -> str:
                 f"| {int(count):,} ({parts['bytes'] / 1e9:.2f} GB) | {labels[name]} | {part['seconds']:.0f} "
                 f"| {part['cpu_seconds']:.0f} | {part['peak_rss_bytes'] / 1e9:.2f} |"
             )
-    return "\n".join(rows) + f"\n\n{result['note']} {_provenance(result)}\n"
+    said = " ".join(filter(None, [_growth(result["parts"]), result["note"], _provenance(result)]))
+    return "\n".join(rows) + f"\n\n{said}\n"
+
+
+def _growth(sizes: dict[str, dict[str, Any]]) -> str:
+    """What more rows cost, in processor seconds and memory: the first line, and the whole stage."""
+    counts = sorted(sizes, key=int)
+    said = []
+    for few, many in itertools.pairwise(counts):
+        costs = [
+            f"{name} {sizes[many][part]['cpu_seconds'] / sizes[few][part]['cpu_seconds']:.1f} times the processor seconds and "
+            f"{sizes[many][part]['peak_rss_bytes'] / sizes[few][part]['peak_rss_bytes']:.2f} times the memory"
+            for part, name in (("rows", "the first line"), ("stage", "the stage"))
+            if part in sizes[few] and part in sizes[many]
+        ]
+        said += [f"{int(many) / int(few):g} times the rows (from {int(few):,}) cost {', '.join(costs)}."] if costs else []
+    return " ".join(said)
 
 
 def diagnosis() -> str:

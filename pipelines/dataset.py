@@ -20,6 +20,7 @@ from pipelines.config.data import Format, Prepare, Source
 from pipelines.errors import ConfigurationError, DataError, PrefloopError
 
 PREPARED = Path("artifacts/prepared")
+EXTERNAL = Path("data/external")
 TABLES = ("demonstrations", "prompts", "preferences", "labels", "corpus")
 SPLIT_NAMES = ("train", "validation", "test")
 
@@ -85,20 +86,22 @@ def check(paths: list[str], format: str = "auto", columns: dict[str, str] | None
 
 def show(root: Path, examples: int) -> list[str]:
     """The prepared tables: sources, splits, counts, and some rows of each, cut short."""
-    from pipelines.data.tables import read_table
+    from pipelines.data.tables import read_blocks, read_table
 
     lines = []
     for name in TABLES:
         path = root / PREPARED / f"{name}.parquet"
         if not path.exists():
             continue
-        table = read_table(path)
-        by = [column for column in ("source", "task", "template") if column in table][:2] or ["group"]
+        table = read_table(path, columns=["split"])
+        first = next(read_blocks(path)).head(examples)
+        by = next((column for column in ("source", "task", "template") if column in first), "group")
+        table[by] = read_table(path, columns=[by])[by]
         lines.append(f"{name}: {len(table)} rows")
-        counted = table.groupby([by[0], "split"], observed=True).size().unstack(fill_value=0)
+        counted = table.groupby([by, "split"], observed=True).size().unstack(fill_value=0)
         for source, numbers in counted.iterrows():
             lines.append(f"  {source}: " + ", ".join(f"{split} {numbers.get(split, 0)}" for split in SPLIT_NAMES))
-        for row in table.head(examples).to_dict("records"):
+        for row in first.to_dict("records"):
             shown = {
                 key: _short(row[key]) for key in ("prompt", "completion", "chosen", "rejected", "label", "text") if key in row
             }
@@ -109,13 +112,15 @@ def show(root: Path, examples: int) -> list[str]:
 
 
 def diff(root: Path, revision: str) -> tuple[list[str], list[str]]:
-    """What changed in the prepared tables since a git revision: rows, columns, drift. And what makes the schemas differ."""
+    """What changed in the prepared tables since a git revision: rows, columns, drift; and of Parquet files that were brought in,
+    rows and columns. And what makes the schemas differ."""
+    import pyarrow
     import pyarrow.parquet as pq
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
-    from pipelines.data.drift import compare
+    from pipelines.data.drift import columns, compare
 
     lines: list[str] = []
     changed: list[str] = []
@@ -128,12 +133,20 @@ def diff(root: Path, revision: str) -> tuple[list[str], list[str]]:
             path = PREPARED / f"{name}.parquet"
             there = [(root / path).exists(), before.exists(path.as_posix())]
             if all(there):
-                with before.open(path.as_posix(), "rb") as file:
-                    old = pq.read_table(file)
-                found, drifted = compare(name, old, pq.read_table(root / path))
+                with before.open(path.as_posix(), "rb") as file, pq.ParquetFile(file) as was, pq.ParquetFile(root / path) as now:
+                    found, drifted = compare(name, was, now)
                 lines, changed = lines + found, changed + drifted
             elif any(there):
                 lines.append(f"{name}: only in {'the workspace' if there[0] else revision}")
+        for path in sorted((root / EXTERNAL).rglob("*.parquet")):
+            shown = path.relative_to(root).as_posix()
+            if before.exists(shown):
+                with before.open(shown, "rb") as file, pq.ParquetFile(file) as was, pq.ParquetFile(path) as now:
+                    drifted = columns(shown, was.schema_arrow, now.schema_arrow)
+                    lines += [f"{shown}: {was.metadata.num_rows} -> {now.metadata.num_rows} rows", *drifted]
+                    changed += drifted
+    except pyarrow.ArrowException as error:
+        raise DataError(f"bad-parquet: {' '.join(str(error).split())[:200]} | whole files | write them again") from error
     except (DvcException, SCMError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,9 @@ from pipelines.config.section import NAME, Count, Fraction, Positive, Section
 Format = Literal["auto", "completion", "messages", "preference", "hh", "alpaca", "ranked", "graded", "kto", "text", "template"]
 HUB = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$|^$"
 """A data set's id: never a path, which DVC would not know."""
+
+COMMIT = "[0-9a-f]{7,40}"
+"""A branch or a tag would let the data change unseen."""
 
 OURS = (
     "prompt", "completion", "messages", "chosen", "rejected", "instruction", "input", "output", "answers", "scores", "ranks",
@@ -59,7 +63,7 @@ class Source(Section):
     def _one_place(self) -> Source:
         if bool(self.path) == bool(self.hub):
             raise ValueError("a source needs path: (files inside the project) or hub: (a data set's id), one of them")
-        if self.hub and len(self.revision) < 7:
+        if self.hub and not re.fullmatch(COMMIT, self.revision):
             raise ValueError("hub: needs revision: (a commit hash, so that the data cannot change)")
         return self
 

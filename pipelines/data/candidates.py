@@ -13,7 +13,7 @@ from pipelines.config import Prepare
 from pipelines.data import phrasing
 from pipelines.data.plays import Speech
 from pipelines.data.splits import split_of
-from pipelines.data.streams import keys_of, place_of
+from pipelines.data.streams import asked_keys, place_of
 
 COLUMNS = ["id", "prompt", "completion", "reference", "template", "source", "group", "split", "askable"]
 
@@ -49,4 +49,4 @@ def from_plays(speeches: list[Speech], prepare: Prepare, seed: int) -> tuple[pd.
     corpus = [{"id": play, "group": play, "split": splits[play], "text": "\n".join(spoken)} for play, spoken in lines.items()]
     candidates = pd.DataFrame(rows, columns=COLUMNS)
     order = [place_of(seed, id_) for id_ in candidates["id"]]
-    return candidates.assign(key=keys_of(candidates["prompt"]), order=order), pd.DataFrame(corpus)
+    return candidates.assign(key=asked_keys(candidates["prompt"]), order=order), pd.DataFrame(corpus)

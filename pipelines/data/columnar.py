@@ -76,18 +76,22 @@ def batches_of(table: pq.ParquetFile, rows: int, columns: list[str] | None = Non
         yield from table.iter_batches(rows, [group], columns)
 
 
+def without_gaps(record: dict[str, Any], max_row_bytes: int) -> dict[str, Any] | BadRow:
+    """A record without its null and NaN fields, or what is wrong with it: its texts are too long."""
+    kept = {name: value for name, value in record.items() if value is not None and not _nan(value)}
+    size = sum(len(value) for value in kept.values() if isinstance(value, str))
+    if size <= max_row_bytes:
+        return kept
+    limit = f"limit {max_row_bytes} (prepare.max_row_bytes)"
+    return BadRow("huge-row", f"a row of {size} bytes", "shorten it, or raise the limit", limit=limit)
+
+
 def _records(table: pq.ParquetFile, max_row_bytes: int) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     number = 0
     for batch in batches_of(table, BATCH):
         for record in batch.to_pylist():
             number += 1
-            kept = {name: value for name, value in record.items() if value is not None and not _nan(value)}
-            size = sum(len(value) for value in kept.values() if isinstance(value, str))
-            if size > max_row_bytes:
-                limit = f"limit {max_row_bytes} (prepare.max_row_bytes)"
-                yield number, BadRow("huge-row", f"a row of {size} bytes", "shorten it, or raise the limit", limit=limit)
-            else:
-                yield number, kept
+            yield number, without_gaps(record, max_row_bytes)
     if number != table.metadata.num_rows:
         raise ValueError(f"{number} rows read, {table.metadata.num_rows} announced")
 

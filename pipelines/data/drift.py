@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.data.columnar import batches_of
+from pipelines.data.streams import keys_of
 
 FLOOR = 1e-4
 BINS = 10
 WARN, ALARM = 0.1, 0.25
 """The convention of the population stability index; below 500 rows it is noise."""
 
+ROWS = 16384
 LENGTHS = ("prompt", "completion", "chosen", "rejected", "text")
 NAMES = ("source", "split", "label", "task", "group")
 
 
-def compare(name: str, old: pa.Table, new: pa.Table) -> tuple[list[str], list[str]]:
-    """(facts, differences of the schema) of one table, one line each."""
-    changed = columns(name, old.schema, new.schema)
-    before, after = set(map(str, old["id"].to_pylist())), set(map(str, new["id"].to_pylist()))
-    lines = [f"{name}: {old.num_rows} -> {new.num_rows} rows, {len(after - before)} added, {len(before - after)} removed"]
-    both = [field for field in old.schema.names if field in new.schema.names]
-    for field in both:
+def compare(name: str, old: pq.ParquetFile, new: pq.ParquetFile) -> tuple[list[str], list[str]]:
+    """(facts, differences of the schema) of one table, one line each. Its texts are read in blocks."""
+    changed = columns(name, old.schema_arrow, new.schema_arrow)
+    before, after = (np.unique(_of_blocks(table, "id", keys_of)) for table in (old, new))
+    both = len(np.intersect1d(before, after, assume_unique=True))
+    sizes = old.metadata.num_rows, new.metadata.num_rows
+    lines = [f"{name}: {sizes[0]} -> {sizes[1]} rows, {len(after) - both} added, {len(before) - both} removed"]
+    for field in [field for field in old.schema_arrow.names if field in new.schema_arrow.names]:
         if field in LENGTHS:
-            value = psi_numbers(_lengths(old[field]), _lengths(new[field]))
+            value = psi_numbers(*(_of_blocks(table, field, _lengths) for table in (old, new)))
         elif field in NAMES:
-            value = psi_counts(Counter(old[field].to_pylist()), Counter(new[field].to_pylist()))
+            value = psi_counts(*(Counter(table.read([field])[field].to_pylist()) for table in (old, new)))
         else:
             continue
         word = "stable" if value < WARN else "moved" if value < ALARM else "drifted"
-        small = "" if min(old.num_rows, new.num_rows) >= 500 else ", fewer than 500 rows: noise is as large"
+        small = "" if min(sizes) >= 500 else ", fewer than 500 rows: noise is as large"
         lines.append(f"  {field}: PSI {value:.3f} ({word}{small})")
     return lines + [f"  {line}" for line in changed], changed
 
@@ -71,5 +78,10 @@ def _psi(old: np.ndarray, new: np.ndarray) -> float:
     return math.fsum((new - old) * np.log(new / old))
 
 
-def _lengths(texts: pa.ChunkedArray) -> np.ndarray:
+def _of_blocks(table: pq.ParquetFile, field: str, of: Callable[[pa.Array], np.ndarray]) -> np.ndarray:
+    """What is made of every block of a column, joined."""
+    return np.concatenate([of(block[field]) for block in batches_of(table, ROWS, [field])] or [np.empty(0)])
+
+
+def _lengths(texts: pa.Array) -> np.ndarray:
     return pc.utf8_length(texts.drop_null()).to_numpy().astype(float)

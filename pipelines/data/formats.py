@@ -7,7 +7,7 @@ Papers: Ouyang et al. 2022 (K ranked answers give every pair), Ethayarajh et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -122,17 +122,21 @@ class Fields:
         return BadRow("empty-text", f"{shown}: empty after strip", "fill it in or remove the row", name)
 
 
-def recognise(record: Record, source: Source, shown: str) -> str:
-    """The format of a source by its first record. Raises DataError that names what is missing and how to map it."""
+def recognise(records: Sequence[Record], source: Source, shown: str) -> str:
+    """The format of a source by its first records: by every field that one of them has, since any may lack one.
+
+    Raises DataError that names what is missing and how to map it.
+    """
     fields = Fields(source.columns)
-    there = {name for name in OURS if fields.has(record, name)}
+    there = {name for name in OURS if any(fields.has(record, name) for record in records)}
+    implicit = any(_implicit(record, fields) for record in records)
     for name, needed in FIELDS.items():
-        if source.format in (name, "auto") and (set(needed) <= there or (name == "preference" and _implicit(record, fields))):
+        if source.format in (name, "auto") and (set(needed) <= there or (name == "preference" and implicit)):
             return name
     wanted = FIELDS.get(source.format) or min(FIELDS.values(), key=lambda needed: len(set(needed) - there))
     missing = [name for name in wanted if name not in there]
     hint = ", ".join(f"{name}: <its name>" for name in missing)
-    found = ", ".join(sorted(record)) or "no fields"
+    found = ", ".join(sorted({name for record in records for name in record})) or "no fields"
     raise DataError(
         f"wrong-columns {shown}: missing: {', '.join(missing)}; found: {found} | format {source.format}"
         f" | map them: columns: {{{hint}}}"
@@ -181,7 +185,7 @@ def meta_of(record: Record, fields: Fields, source: Source, origin: str) -> dict
 
 
 def _completion(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
-    return [Row("demonstration", fields.text(record, "prompt"), fields.text(record, "completion"))], 0
+    return [Row("demonstration", *_asked_and_answered(record, fields))], 0
 
 
 def _kto(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
@@ -190,7 +194,7 @@ def _kto(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     value = known.get(str(label).lower())
     if value is None:
         raise BadRow("wrong-type", f"label: expected true or false, got {type(label).__name__}", "write true or false", "label")
-    return [Row("label", fields.text(record, "prompt"), fields.text(record, "completion"), label=value)], 0
+    return [Row("label", *_asked_and_answered(record, fields), label=value)], 0
 
 
 def _text(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
@@ -229,42 +233,52 @@ def _prompts_differ() -> BadRow:
 
 def _preference(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     if type(fields.get(record, "chosen")) is list:
-        return [pair_of(*_of_messages(record, fields))], 0
+        (asked, chosen), (other, rejected) = (_of_messages(record, fields, name) for name in ("chosen", "rejected"))
+        if asked != other:
+            raise _prompts_differ()
+        return [pair_of(dialogues.prompt_of(asked), chosen, rejected)], 0
     chosen, rejected = fields.text(record, "chosen"), fields.text(record, "rejected")
-    asked = fields.get(record, "prompt")
-    prompt = dialogues.prompt_of(_asked(asked)) if type(asked) is list else fields.text(record, "prompt")
-    return [pair_of(prompt, chosen, rejected)], 0
+    return [pair_of(_prompt(record, fields), chosen, rejected)], 0
 
 
-def _of_messages(record: Record, fields: Fields) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected of message lists; without a prompt the two lists share all but their last turn."""
-    sides = [fields.get(record, name) for name in ("chosen", "rejected")]
-    asked = fields.get(record, "prompt")
+def _asked_and_answered(record: Record, fields: Fields) -> tuple[str, str]:
+    """Prompt and completion, each of them a text or a list of messages."""
+    if type(fields.get(record, "completion")) is list:
+        asked, answer = _of_messages(record, fields, "completion")
+        return dialogues.prompt_of(asked), answer
+    return _prompt(record, fields), fields.text(record, "completion")
+
+
+def _of_messages(record: Record, fields: Fields, name: str) -> tuple[list[dialogues.Turn], str]:
+    """The turns that are asked and the answer to them, of a list of messages that comes behind the prompt, if there is one."""
+    side, asked = fields.get(record, name), fields.get(record, "prompt")
     before = asked if type(asked) is list else [{"role": "user", "content": asked}] if type(asked) is str else []
-    found = [dialogues.checked(before + (side if type(side) is list else []), "chosen") for side in sides]
-    if found[0][:-1] != found[1][:-1]:
-        raise _prompts_differ()
-    if any(turns[-1][0] != "assistant" or len(turns) < 2 for turns in found):
-        raise BadRow("role-order", "chosen and rejected end with an answer of role assistant, to a prompt", "add it", "chosen")
-    return dialogues.prompt_of(found[0][:-1]), found[0][-1][1], found[1][-1][1]
+    found = dialogues.checked(before + (side if type(side) is list else []), name)
+    if found[-1][0] != "assistant" or len(found) < 2:
+        raise BadRow("role-order", f"{name} ends with an answer of role assistant, to a prompt", "add it", name)
+    return found[:-1], found[-1][1]
 
 
-def _asked(messages: Any) -> list[dialogues.Turn]:
-    found = dialogues.checked(messages, "prompt")
+def _prompt(record: Record, fields: Fields) -> str:
+    asked = fields.get(record, "prompt")
+    if type(asked) is not list:
+        return fields.text(record, "prompt")
+    found = dialogues.checked(asked, "prompt")
     if found[-1][0] != "user":
         raise BadRow("role-order", f"prompt ends with role {found[-1][0]!r}, user is due", "end with what is asked", "prompt")
-    return found
+    return dialogues.prompt_of(found)
 
 
-def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
-    """Every pair of answers that are not tied. Scores are grades and say by how much (margin), ranks (1 is best) do not."""
+def _ranked(record: Record, fields: Fields, source: Source) -> tuple[list[Row], int]:
+    """Every pair of answers that are not tied. Scores (numbers, or words of ``grades``) are grades and say by how much
+    (margin), ranks (1 is best) do not."""
     prompt, answers = fields.text(record, "prompt"), fields.get(record, "answers")
     if type(answers) is not list or len(answers) < 2:
         raise BadRow("wrong-type", "answers: expected a list of two or more", "write the answers as a list", "answers")
     texts: list[Any] = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
     if not all(type(text) is str and text.strip() and "\0" not in text for text in texts):
         raise BadRow("empty-text", "answers: an answer is empty after strip, or no string", "fill it in", "answers")
-    scores, ranks = (_listed(record, fields, answers, name) for name in ("scores", "ranks"))
+    scores, ranks = (_listed(record, fields, source, answers, name) for name in ("scores", "ranks"))
     if scores is None and ranks is None:
         raise BadRow("missing", "scores, ranks: missing", "give one number an answer: scores (high is good) or ranks (1 is best)")
     values = scores if scores is not None else [-rank for rank in ranks or []]
@@ -281,27 +295,35 @@ def _ranked(record: Record, fields: Fields, _: Source) -> tuple[list[Row], int]:
     return rows, ties
 
 
-def _listed(record: Record, fields: Fields, answers: list[Any], name: str) -> list[float] | None:
-    """One number an answer, from a list beside them or from inside them."""
+def _listed(record: Record, fields: Fields, source: Source, answers: list[Any], name: str) -> list[float] | None:
+    """One number an answer, from a list beside them or from inside them; words have the worth that ``grades`` says."""
     found = fields.get(record, name)
-    if found is None and all(isinstance(answer, dict) and name[:-1] in answer for answer in answers):
-        found = [answer[name[:-1]] for answer in answers]
+    for inside in ("score", "grade") if name == "scores" else ("rank",):
+        if found is None and all(isinstance(answer, dict) and inside in answer for answer in answers):
+            found = [answer[inside] for answer in answers]
     if found is None:
         return None
+    if type(found) is list and source.grades:
+        found = [_worth(value, source, name) if type(value) is str else value for value in found]
     finite = type(found) is list and all(type(value) in (int, float) and math.isfinite(value) for value in found)
     if not finite or len(found) != len(answers):
         raise BadRow("wrong-type", f"{name}: expected {len(answers)} numbers", "give one number an answer", name)
     return [float(value) for value in found]
 
 
+def _worth(word: str, source: Source, name: str) -> float:
+    """What a word of the source's ``grades`` stands for."""
+    if word not in source.grades:
+        known = ", ".join(source.grades)
+        raise BadRow("unknown-grade", f"{name}: {word[:40]!r} is none of {known}", "add it to grades:", name)
+    return source.grades[word]
+
+
 def _graded(record: Record, fields: Fields, source: Source) -> tuple[list[Row], int]:
     prompt, first, second = (fields.text(record, name) for name in ("prompt", "first", "second"))
     grade = fields.get(record, "grade")
     if type(grade) is str and source.grades:
-        if grade not in source.grades:
-            what = f"grade: {grade[:40]!r} is none of {', '.join(source.grades)}"
-            raise BadRow("unknown-grade", what, "add it to grades:, above 0 where the first is better", "grade")
-        value = source.grades[grade]
+        value = _worth(grade, source, "grade")
     else:
         number = fields.number(record, "grade")
         if number is None:

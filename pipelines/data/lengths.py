@@ -28,11 +28,7 @@ def fit(rows: list[Row], context: int, policy: str, table: str) -> tuple[list[Ro
     if not over:
         return rows, {}
     if policy == "raise":
-        longest = max(len(rows[number]["input_ids"]) for number in over)
-        raise DataError(
-            f"long-row {table}: a row of {longest} tokens exceeds the model's context of {context}"
-            f" ({len(over)} of {len(rows)} rows) | context {context} | shorten, or excess_length: raise|drop|truncate"
-        )
+        _refuse_long(table, max(len(rows[number]["input_ids"]) for number in over), len(over), len(rows), context)
     counts: dict[str, float] = {"rows_dropped_by_length": 0, "rows_truncated": 0}
     kept = []
     for row in rows:
@@ -55,8 +51,11 @@ def fit_pairs(
     """The same for pairs (``prompt_ids`` and the named ``answers``): only the prompt is cut, alike for both answers."""
     room = [context - max(len(row[name]) for name in answers) for row in rows]
     over = [number for number, row in enumerate(rows) if len(row["prompt_ids"]) > room[number]]
-    if not over or policy == "raise":
+    if not over:
         return rows, {}
+    if policy == "raise":
+        longest = max(len(rows[number]["prompt_ids"]) - room[number] for number in over) + context
+        _refuse_long(table, longest, len(over), len(rows), context)
     counts: dict[str, float] = {"rows_dropped_by_length": 0, "rows_truncated": 0}
     kept = []
     for row, left in zip(rows, room, strict=True):
@@ -91,6 +90,13 @@ def bucketed(order: list[int], lengths: Sequence[int], batch: int, seed: int) ->
         draw.shuffle(batches)
         found += [number for each in batches for number in each]
     return found
+
+
+def _refuse_long(table: str, longest: int, over: int, rows: int, context: int) -> NoReturn:
+    raise DataError(
+        f"long-row {table}: a row of {longest} tokens exceeds the model's context of {context} ({over} of {rows} rows)"
+        f" | context {context} | shorten, or excess_length: raise|drop|truncate"
+    )
 
 
 def _refuse_none_left(table: str, rows: int, context: int) -> NoReturn:

@@ -16,6 +16,7 @@ import numpy as np
 import rensa
 
 from pipelines.data.grams import grams
+from pipelines.data.spill import PARTS, Spill, first_of_key, numbered, once
 
 PERMUTATIONS = 128
 BANDS = 16
@@ -26,58 +27,56 @@ GRAM = 8
 COMMON = 10
 """A gram of more test prompts than that is a template's text, no sign of contamination (Brown et al. 2020, appendix C)."""
 
-PARTS = 64
-TOP = np.uint64(58)
-"""A hash shifted by so many bits is the number of its part."""
-
-SPILLED = np.dtype([("key", "<u8"), ("number", "<u4")])
 SEED = 1
 _signed = rensa.RMinHash.digest_matrix_from_flat_token_hashes
 CHUNK = 1024
 """Texts at once: hashing takes some forty bytes of memory a character."""
 
+MOST_MARKS = 29
+"""The table of marks has at most 2**29 bits, 64 MiB."""
+
 
 class Signatures:
-    """The MinHash signature [D, P] of every text of a stream in a file, and the key [D] of each of its bands in another."""
+    """The MinHash signature [D, P] of every text of a stream in a file, and the keys of its bands. A block removes the file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
-        self.bands = [path.with_suffix(f".{band}") for band in range(BANDS)]
-        for file in (path, *self.bands):
-            file.write_bytes(b"")
+        self.bands = Spill(path.with_suffix(".bands"))
+        path.write_bytes(b"")
 
     def add(self, normals: list[str]) -> None:
         """The next normalised texts."""
-        width = PERMUTATIONS // BANDS
         for start in range(0, len(normals), CHUNK):
             hashes, offsets = grams(normals[start : start + CHUNK], SHINGLE)
             matrix = np.array(_signed(hashes, offsets.astype(np.uint64), PERMUTATIONS, SEED).to_rows(), np.uint32)
-            _append(self.path, matrix)
-            for band, file in enumerate(self.bands):
-                _append(file, _band_keys(matrix[:, band * width : (band + 1) * width]))
-        self.rows += len(normals)
+            with self.path.open("ab") as file:
+                matrix.tofile(file)
+            numbers = np.arange(self.rows, self.rows + len(matrix))
+            for band, columns in enumerate(np.split(matrix, BANDS, axis=1)):
+                self.bands.add(numbered(_band_keys(columns, band), numbers))
+            self.rows += len(matrix)
 
     def near(self, similarity: float) -> np.ndarray:
         """[N, 2]: (row, an earlier row whose estimated Jaccard similarity of 5-word shingles is ``similarity`` or more)."""
         if not self.rows:
             return np.empty((0, 2), np.int64)
         signatures = np.memmap(self.path, np.uint32, mode="r", shape=(self.rows, PERMUTATIONS))
-        first = np.full(self.rows, self.rows, np.int64)
-        for file in self.bands:
-            keys = np.fromfile(file, np.uint64)
-            order = np.argsort(keys, kind="stable")
-            same = np.concatenate([[False], keys[order][1:] == keys[order][:-1]])
-            heads = np.maximum.accumulate(np.where(same, 0, np.arange(self.rows)))
-            later, earlier = order[same], order[heads[same]]
+        first = np.full(self.rows, self.rows, np.uint32)
+        for part in self.bands.parts():
+            found, heads = first_of_key(part)
+            again = np.flatnonzero(heads < np.arange(len(found)))
+            later, earlier = found["number"][again], found["number"][heads[again]]
             alike = _similarity(signatures, later, earlier) >= similarity
             np.minimum.at(first, later[alike], earlier[alike])
-        found = np.flatnonzero(first < self.rows)
-        return np.stack([found, first[found]], axis=1)
+        rows = np.flatnonzero(first < self.rows)
+        return np.stack([rows, first[rows].astype(np.int64)], axis=1)
 
-    def close(self) -> None:
-        """Remove the files."""
-        for file in (self.path, *self.bands):
-            file.unlink()
+    def __enter__(self) -> Signatures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.path.unlink()
+        self.bands.__exit__(*error)
 
 
 @dataclass(frozen=True)
@@ -96,79 +95,57 @@ def overlaps(tests: Iterable[list[str]], training: Iterable[tuple[np.ndarray, li
     ``training`` are (row numbers, normalised texts); ``limit`` 0 collects no rows. Grams and matches lie in files below
     ``folder`` meanwhile, a part of which is in memory at a time.
     """
-    # 1. the grams of the test prompts, and a table of bits of each: there the search for most grams of training rows ends
-    asked, count = Spill(folder / "asked"), 0
-    for texts in _chunked(tests):
-        hashes, offsets = grams(texts, GRAM)
-        asked.add(hashes, np.repeat(np.arange(count, count + len(texts)), np.diff(offsets)), hashes >> TOP)
-        count += len(texts)
-    marked = np.zeros(1 << min(max(asked.rows.bit_length() + 3, 10), 28), bool)
-    marks = np.uint64(64 - len(marked).bit_length() + 1)
-    for part in asked.parts():
-        marked[part["key"] >> marks] = True
+    with Spill(folder / "tested") as asked, Spill(folder / "held") as held, Spill(folder / "common") as common:
+        # 1. the grams of the test prompts, and a bit for each: there the search for most grams of training rows ends
+        count = 0
+        for texts in _chunked(tests):
+            hashes, offsets = grams(texts, GRAM)
+            asked.add(numbered(hashes, np.repeat(np.arange(count, count + len(texts)), np.diff(offsets))))
+            count += len(texts)
+        marks = _marks(asked)
 
-    # 2. the grams of training rows that may be among them
-    held = Spill(folder / "held")
-    for numbers, texts in training:
-        for start in range(0, len(texts), CHUNK):
-            hashes, offsets = grams(texts[start : start + CHUNK], GRAM)
-            rows = np.repeat(numbers[start : start + CHUNK], np.diff(offsets))
-            hit = marked[hashes >> marks]
-            held.add(hashes[hit], rows[hit], hashes[hit] >> TOP)
+        # 2. the grams of training rows that may be among them
+        for numbers, texts in training:
+            for start in range(0, len(texts), CHUNK):
+                hashes, offsets = grams(texts[start : start + CHUNK], GRAM)
+                rows = np.repeat(numbers[start : start + CHUNK], np.diff(offsets))
+                hit = _marked(marks, hashes)
+                held.add(numbered(hashes[hit], rows[hit]))
 
-    # 3. how many grams every row and test prompt have in common, part by part of the grams
-    sizes, common = np.zeros(count, np.int64), Spill(folder / "common")
-    for test_part, row_part in zip(asked.parts(), held.parts(), strict=True):
-        known, owners = _rare(*_once(test_part))
-        sizes += np.bincount(owners, minlength=count)
-        pairs, often = np.unique(_met(known, owners, *_once(row_part)), return_counts=True)
-        common.add(pairs, often, (pairs >> np.uint64(32)) % np.uint64(PARTS))
+        # 3. how many grams every row and test prompt have in common, part by part of the grams
+        sizes = np.zeros(count, np.int64)
+        for test_part, row_part in zip(asked.parts(), held.parts(), strict=True):
+            known, owners = _rare(*once(test_part))
+            sizes += np.bincount(owners, minlength=count)
+            pairs, often = np.unique(_met(known, owners, *once(row_part)), return_counts=True)
+            common.add(numbered(pairs, often), (pairs >> np.uint64(32)) % np.uint64(PARTS))
 
-    # 4. the shares, part by part of the test prompts
-    found = Overlap(np.zeros(count), np.full(count, -1, np.int64), {})
-    for part in common.parts():
-        _share(part, sizes, limit, found)
-    for spill in (asked, held, common):
-        spill.close()
+        # 4. the shares, part by part of the test prompts
+        found = Overlap(np.zeros(count), np.full(count, -1, np.int64), {})
+        for part in common.parts():
+            _share(part, sizes, limit, found)
     return found
 
 
-class Spill:
-    """Pairs of a 64-bit key and a number in files, parted so that one part at a time is in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.files = [path.with_suffix(f".{part}") for part in range(PARTS)]
-        self.rows = 0
-        self.close()  # what a run that was killed has left
-
-    def add(self, keys: np.ndarray, numbers: np.ndarray, parts: np.ndarray) -> None:
-        """The next pairs, and the part of each."""
-        order = np.argsort(parts.astype(np.uint8), kind="stable")
-        records = np.empty(len(keys), SPILLED)
-        records["key"], records["number"] = keys[order], numbers[order]
-        edges = np.searchsorted(parts[order], np.arange(PARTS + 1, dtype=np.uint64))
-        for file, start, stop in zip(self.files, edges[:-1], edges[1:], strict=True):
-            if stop > start:
-                _append(file, records[start:stop])
-        self.rows += len(keys)
-
-    def parts(self) -> Iterator[np.ndarray]:
-        """The pairs of every part."""
-        return (np.fromfile(file, SPILLED) if file.exists() else np.empty(0, SPILLED) for file in self.files)
-
-    def close(self) -> None:
-        """Remove the files."""
-        for file in self.files:
-            file.unlink(missing_ok=True)
+def _marks(asked: Spill) -> np.ndarray:
+    """Some ten bits a key, packed: one is set where a key begins as its place does."""
+    size = 1 << min(max(asked.rows.bit_length() + 3, 10), MOST_MARKS)
+    found = []
+    for number, part in enumerate(asked.parts()):
+        there = np.zeros(size // PARTS, bool)
+        there[_places(part["key"], size) - np.uint64(number * len(there))] = True
+        found.append(np.packbits(there, bitorder="little"))
+    return np.concatenate(found)
 
 
-def _once(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, sorted, and numbers, each pair once."""
-    keys, numbers = records["key"], records["number"]
-    order = np.lexsort((numbers, keys))
-    keys, numbers = keys[order], numbers[order]
-    new = np.concatenate([[True], (keys[1:] != keys[:-1]) | (numbers[1:] != numbers[:-1])])[: len(keys)]
-    return keys[new], numbers[new]
+def _marked(marks: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Whether each key's bit is set [G]: of keys that were never asked about a tenth or so."""
+    places = _places(keys, 8 * len(marks))
+    return (marks[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8) & 1).astype(bool)
+
+
+def _places(keys: np.ndarray, size: int) -> np.ndarray:
+    return keys >> np.uint64(64 - size.bit_length() + 1)
 
 
 def _rare(known: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -206,15 +183,11 @@ def _chunked(texts: Iterable[list[str]]) -> Iterator[list[str]]:
     return (some[start : start + CHUNK] for some in texts for start in range(0, len(some), CHUNK))
 
 
-def _append(path: Path, values: np.ndarray) -> None:
-    with path.open("ab") as file:
-        values.tofile(file)
-
-
-def _band_keys(band: np.ndarray) -> np.ndarray:
-    keys = np.zeros(len(band), np.uint64)
-    for column in range(band.shape[1]):
-        keys = (keys ^ band[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+def _band_keys(columns: np.ndarray, band: int) -> np.ndarray:
+    """A key [D] of the columns of each signature that make a band; the bands' numbers keep them apart."""
+    keys = np.full(len(columns), band, np.uint64)
+    for column in columns.T:
+        keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)
     return keys
 

@@ -65,11 +65,12 @@ class Ledger:
         return sum(kind.count for kind in self.bad.values())
 
     def refuse(self, place: str, bad: BadRow, raw: bytes = b"") -> None:
-        """Put a row aside; its place, fault and hash go to the quarantine file."""
+        """Put a row aside; its place, fault and hash (of what could be read) go to the quarantine file."""
         _note(self.bad, place, bad)
         if self.quarantine is not None:
-            entry = {"code": bad.code, "place": place, "field": bad.name, "reason": bad.what, "fix": bad.fix,
-                     "sha256": hashlib.sha256(raw).hexdigest()[:12]}  # fmt: skip
+            entry = {"code": bad.code, "place": place, "field": bad.name, "reason": bad.what, "fix": bad.fix}
+            if raw:
+                entry["sha256"] = hashlib.sha256(raw).hexdigest()[:12]
             with self.quarantine.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=True, sort_keys=True) + "\n")
 

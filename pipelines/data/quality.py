@@ -1,35 +1,40 @@
 """What the prepared tables are like: counts, lengths, duplicates, leaks. Words are counted; no tokenizer is known yet.
 
-A table comes in blocks; some bytes a row are kept of it: hashes of its texts and the number of their words.
+A table comes in blocks; of its rows only hashes are kept, on disk.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pipelines.data.spill import Spill, numbered, once
 from pipelines.data.splits import SPLITS
-from pipelines.data.streams import keys_of
+from pipelines.data.streams import asked_keys, keys_of
 
 SAMPLE = 500
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 TEXTS = ("prompt", "completion", "reference", "chosen", "rejected", "text")
+RANKS = {split: number for number, split in enumerate(SPLITS)}
+GROUP, WHOLE, TURNED = range(3)
+"""What a key is of: a row's group, all its texts, its pair the other way round."""
 
 
-def quality(tables: Mapping[str, Iterable[pd.DataFrame]], dropped: dict[str, int]) -> dict[str, Any]:
-    """The whole report: one entry a table, what was dropped by which rule, and prompts that stand in two splits (0)."""
-    found = {name: _Table(blocks) for name, blocks in sorted(tables.items())}
-    asked = {split: [keys for table in found.values() for keys in table.asked[split]] for split in SPLITS}
-    once = [np.unique(np.concatenate(keys)) for keys in asked.values() if keys]
-    return {
-        "tables": {name: table.facts() for name, table in found.items()},
-        "dropped": dropped,
-        "prompts_in_two_splits": int((np.unique(np.concatenate(once), return_counts=True)[1] > 1).sum()),
-    }
+def quality(tables: Mapping[str, Iterable[pd.DataFrame]], dropped: dict[str, int], folder: Path) -> dict[str, Any]:
+    """The whole report: one entry a table, what was dropped by which rule, and prompts that stand in two splits (0).
+
+    Below ``folder`` lie hashes meanwhile.
+    """
+    with Spill(folder / "splits") as asked:
+        found = {name: _facts(blocks, asked, folder) for name, blocks in sorted(tables.items())}
+        twice = sum(_in_two(part) for part in asked.parts())
+    return {"tables": found, "dropped": dropped, "prompts_in_two_splits": twice}
 
 
 def languages(rows: pd.DataFrame) -> dict[str, float]:
@@ -44,53 +49,56 @@ def languages(rows: pd.DataFrame) -> dict[str, float]:
     return found | ({"other": round(rare, 4)} if rare else {})
 
 
-class _Table:
-    """What is kept of one table while its blocks go by."""
-
-    def __init__(self, blocks: Iterable[pd.DataFrame]) -> None:
-        self.rows, self.empty = 0, 0
-        self.names: dict[str, Counter[str]] = {}
-        self.words: dict[str, list[np.ndarray]] = {}
-        self.keys: dict[str, list[np.ndarray]] = {"group": [], "texts": [], "turned": []}
-        self.asked: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        """The keys of the prompts of every split."""
+def _facts(blocks: Iterable[pd.DataFrame], asked: Spill, folder: Path) -> dict[str, Any]:
+    """Counts of one table, and quantiles of the words of every text; its prompts go to ``asked`` with their splits."""
+    rows = empty = 0
+    names: dict[str, Counter[str]] = {}
+    words: dict[str, Counter[int]] = {}
+    with Spill(folder / "keys") as keys:
         for block in blocks:
-            self._add(block)
-
-    def _add(self, block: pd.DataFrame) -> None:
-        self.rows += len(block)
-        texts = {name: np.asarray(block[name], object) for name in TEXTS if name in block}
-        for name, column in texts.items():
-            counts = np.array([len(text.split()) for text in column], np.int32)
-            self.words.setdefault(name, []).append(counts)
-            self.empty += int((counts == 0).sum())
-        for name in ("split", "source", "template"):
-            if name in block:
-                self.names.setdefault(name, Counter()).update(block[name].tolist())
-        self.keys["group"].append(keys_of(block["group"]))
-        self.keys["texts"].append(keys_of(*texts.values()))
-        if "rejected" in texts:
-            self.keys["turned"].append(keys_of(texts["prompt"], texts["rejected"], texts["chosen"]))
-        if "prompt" in texts:
-            keys, splits = keys_of(texts["prompt"]), np.asarray(block["split"], object)
-            for split in SPLITS:
-                self.asked[split].append(keys[splits == split])
-
-    def facts(self) -> dict[str, Any]:
-        """Counts, and quantiles of the words of every text."""
-        groups, texts = (np.unique(np.concatenate(self.keys[name])) for name in ("group", "texts"))
-        facts: dict[str, Any] = {
-            "rows": self.rows,
-            "groups": len(groups),
-            "duplicates": self.rows - len(texts),
-            "empty": self.empty,
-            "words": {name: _lengths(np.concatenate(counts)) for name, counts in self.words.items()},
-        }
-        facts |= {f"per_{name}": dict(sorted(counts.items())) for name, counts in self.names.items()}
-        if self.keys["turned"]:
-            facts["contradictions"] = int(np.isin(np.unique(np.concatenate(self.keys["turned"])), texts).sum()) // 2
-        return facts
+            rows += len(block)
+            texts = {name: np.asarray(block[name], object) for name in TEXTS if name in block}
+            for name, column in texts.items():
+                counts = Counter(len(text.split()) for text in column)
+                words.setdefault(name, Counter()).update(counts)
+                empty += counts[0]
+            for name in ("split", "source", "template"):
+                if name in block:
+                    names.setdefault(name, Counter()).update(block[name].fillna("as_given").tolist())
+            keys.add(numbered(keys_of(block["group"]), GROUP))
+            keys.add(numbered(keys_of(*texts.values()), WHOLE))
+            if "rejected" in texts:
+                keys.add(numbered(keys_of(texts["prompt"], texts["rejected"], texts["chosen"]), TURNED))
+            if "prompt" in texts:
+                asked.add(numbered(asked_keys(texts["prompt"]), block["split"].map(RANKS).to_numpy()))
+        groups = different = both = 0
+        for part in keys.parts():
+            of = [np.unique(part["key"][part["number"] == what]) for what in (GROUP, WHOLE, TURNED)]
+            groups, different = groups + len(of[0]), different + len(of[1])
+            both += int(np.isin(of[2], of[1]).sum())
+    facts: dict[str, Any] = {
+        "rows": rows,
+        "groups": groups,
+        "duplicates": rows - different,
+        "empty": empty,
+        "words": {name: _quantiles(counts) for name, counts in words.items()},
+    }
+    facts |= {f"per_{name}": dict(sorted(counts.items())) for name, counts in names.items()}
+    return facts | ({"contradictions": both // 2} if "rejected" in words else {})
 
 
-def _lengths(words: np.ndarray) -> dict[str, float]:
-    return {f"q{round(100 * q):02d}": round(float(np.quantile(words, q)), 1) for q in QUANTILES} if len(words) else {}
+def _in_two(asked: np.ndarray) -> int:
+    """How many prompts stand in more than one split."""
+    return int((np.unique(once(asked)[0], return_counts=True)[1] > 1).sum())
+
+
+def _quantiles(counts: Counter[int]) -> dict[str, float]:
+    """Of numbers that come so often; between two of them by linear interpolation."""
+    values = sorted(counts)
+    ends = np.cumsum([counts[value] for value in values])
+    if not values:
+        return {}
+    places = [q * (ends[-1] - 1) for q in QUANTILES]
+    found = [[values[np.searchsorted(ends, place, side="right")] for place in (math.floor(p), math.ceil(p))] for p in places]
+    between = [low + (high - low) * (place % 1) for (low, high), place in zip(found, places, strict=True)]
+    return {f"q{round(100 * q):02d}": round(float(value), 1) for q, value in zip(QUANTILES, between, strict=True)}

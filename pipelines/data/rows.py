@@ -1,14 +1,14 @@
 """All sources as one Parquet file of rows: read, checked, split and freed of repeats in a stream.
 
-Memory does not grow with the rows but for some bytes a row (keys of prompts); texts are never all in memory.
+Memory does not grow with the rows but for a byte a row, or some: texts are never all in memory, nor are their hashes.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from pipelines.data.splits import split_of
 from pipelines.data.templates import Phrasings
 
 BLOCK = 16384
+FIRST = 20
+"""Records by which a format is recognised."""
+
 _META = {"id": pa.string(), "place": pa.string(), "split": pa.string(), "split_group": pa.string(), "prompt_key": pa.uint64()}
 SCHEMA = pa.schema(
     [
@@ -69,10 +72,6 @@ class Ingested:
         """The row numbers of those that are used."""
         return np.flatnonzero(self.kept)
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One short column of the rows that are used, whole."""
-        return pq.read_table(self.path, columns=[name]).column(0).filter(pa.array(self.kept))
-
     def blocks(self, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
         """(row numbers, columns) of every block of the file, without the rows that are not used."""
         start = 0
@@ -91,7 +90,7 @@ def ingest(prepare: Prepare, root: Path, folder: Path, seed: int, quarantine: Pa
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = Ingested(folder / "rows.parquet", Ledger(quarantine), np.empty(0, bool))
-    seen = Seen(folder / "seen.bin")
+    seen = Seen(folder / "seen")
     with pq.ParquetWriter(found.path, SCHEMA, compression="lz4") as writer:
         block: list[tuple[Any, ...]] = []
         for row in _rows(prepare, root, seed, found):
@@ -111,15 +110,17 @@ def _rows(prepare: Prepare, root: Path, seed: int, found: Ingested) -> Iterator[
         read = None
         phrasings = Phrasings(root / source.templates, name, source, prepare.mixture, seed) if source.templates else None
         splitter = _Splitter(prepare, source)
-        for number, (place, record, raw) in enumerate(sources.records(name, source, root, found.ledger, prepare.max_row_bytes)):
-            if phrasings is None and read is None:
-                kind = formats.recognise(record, source, place)
-                found.formats[name], read = kind, formats.reader(kind, source, name)
+        records = sources.records(name, source, root, found.ledger, prepare.max_row_bytes)
+        first = list(islice(records, FIRST))
+        if first and phrasings is None:
+            kind = formats.recognise([record for _, record, _ in first], source, first[0][0])
+            found.formats[name], read = kind, formats.reader(kind, source, name)
+        for number, (place, record, raw) in enumerate(chain(first, records)):
             id_, key = f"{name}-{number:06d}", ""
             try:
                 if phrasings is not None:
                     key = phrasings.key(record)
-                    made, ties = phrasings.rows(record, id_, splitter.of_key(key)), 0
+                    made, ties = phrasings.rows(record, key, splitter.of_key(key)), 0
                 else:
                     assert read is not None
                     made, ties = read(record)
@@ -147,8 +148,8 @@ def _finished(row: Row, id_: str, place: str, prepare: Prepare, seed: int, found
     return row if texts.unremarkable(" ".join(written.values())) else _remarked(row, written, place, prepare, found)
 
 
-def _remarked(row: Row, written: dict[str, str], place: str, prepare: Prepare, found: Ingested) -> Row:
-    """Note what is strange or personal in the texts of a row; mask what is personal where asked."""
+def _remarked(row: Row, written: dict[str, str], place: str, prepare: Prepare, found: Ingested) -> Row | None:
+    """Note what is strange or personal in the texts of a row; mask what is personal where asked. A pair may be none then."""
     changed: dict[str, Any] = {}
     for name, text in written.items():
         for code, what, fix in texts.oddities(text):
@@ -158,7 +159,12 @@ def _remarked(row: Row, written: dict[str, str], place: str, prepare: Prepare, f
             found.personal.update(kind for kind, _, _ in kinds)
             if prepare.personal_data == "mask":
                 changed[name] = texts.masked(text)
-    return row._replace(**changed) if changed else row
+    row = row._replace(**changed)
+    if row.kind == "pair" and str(row.chosen).strip() == str(row.rejected).strip():
+        what = "chosen equals rejected once personal data is masked"
+        found.ledger.refuse(place, BadRow("chosen-equals-rejected", what, "remove the row: it prefers nothing"))
+        return None
+    return row
 
 
 class _Splitter:
@@ -170,10 +176,10 @@ class _Splitter:
 
     def of(self, row: Row, key: str) -> tuple[str, str, int]:
         """(split, what it hangs on, 64-bit key of the prompt). ``key`` is that of a phrased record."""
-        digest = hashlib.blake2b(texts.normal(row.prompt).encode(errors="surrogatepass"), digest_size=8)
+        asked = texts.key_of(row.prompt)
         by_group = row.group and (self.by == "group" or (self.by == "auto" and row.kind == "demonstration"))
-        group = str(row.group) if by_group else key or f"prompt-{digest.hexdigest()[:12]}"
-        return self.of_key(group), group, int.from_bytes(digest.digest(), "little")
+        group = str(row.group) if by_group else key or f"prompt-{asked.to_bytes(8, 'little').hex()[:12]}"
+        return self.of_key(group), group, asked
 
     def of_key(self, key: str) -> str:
         """The split of everything that hangs on a key."""

@@ -92,6 +92,7 @@ PAIRS = _table(
         "weight": _optional(float),
         "chosen_grade": _optional(float),
         "rejected_grade": _optional(float),
+        "template": _optional(_STRING),
     },
     checks=pa.Check(lambda rows: rows["chosen"] != rows["rejected"], name="chosen equals rejected"),
 )
@@ -118,6 +119,9 @@ LABELS = _table(
         "group": _text(),
         "source": _text(),
         "split": _split(),
+        "annotator": _optional(_STRING),
+        "weight": _optional(float),
+        "template": _optional(_STRING),
     },
 )
 """Single answers that people found good (``label``) or not: what KTO learns from."""

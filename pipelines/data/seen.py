@@ -1,17 +1,17 @@
-"""Which rows of a long stream are the same, found on disk: 25 bytes a row in a file, a bounded part in memory at a time."""
+"""Which rows of a long stream are the same, found on disk: 25 bytes a row in files, a part of them in memory at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-RECORD = np.dtype([("key", "<u8"), ("rest", "<u8"), ("row", "<u8"), ("way", "u1")])
-PART = 4_000_000
-"""Rows that are sorted at once: 100 MB."""
+from pipelines.data.spill import Spill
 
+RECORD = np.dtype([("key", "<u8"), ("rest", "<u8"), ("row", "<u8"), ("way", "u1")])
 FLUSH = 2**20
 
 
@@ -19,9 +19,9 @@ class Seen:
     """Remembers what was asked and answered in every row; finds rows that repeat, and pairs preferred both ways."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, 0
+        self.rows = 0
+        self._spill = Spill(path, RECORD)
         self._buffer = bytearray()
-        path.write_bytes(b"")
 
     def add(self, parts: tuple[str, ...], way: int = 0) -> None:
         """The next row. Rows with equal parts and ``way`` repeat; with equal parts and another way they contradict."""
@@ -32,34 +32,23 @@ class Seen:
             self._flush()
 
     def find(self) -> tuple[np.ndarray, np.ndarray]:
-        """``repeats`` [R, 2]: (row, the first like it); ``conflicts`` [C, 2]: the first rows of both ways. Sorted by row."""
+        """``repeats`` [R, 2]: (row, the first like it); ``conflicts`` [C, 2]: the first rows of both ways. Sorted by row.
+
+        Its files are gone then.
+        """
         self._flush()
-        parts = max(1, -(-self.rows // PART))
-        repeats, conflicts = [], []
-        for part in range(parts):
-            again, against = _of_part(self._read(part, parts))
-            repeats.append(again)
-            conflicts.append(against)
+        with self._spill as spill:
+            repeats, conflicts = zip(*map(_of_part, spill.parts()), strict=True)
         return _sorted(repeats), _sorted(conflicts)
 
-    def _read(self, part: int, parts: int) -> np.ndarray:
-        if not self.rows:
-            return np.empty(0, RECORD)
-        if parts == 1:
-            return np.fromfile(self.path, RECORD)
-        mapped = np.memmap(self.path, RECORD, mode="r")
-        blocks = (mapped[start : start + FLUSH] for start in range(0, len(mapped), FLUSH))
-        return np.concatenate([block[block["key"] % parts == part] for block in blocks])
-
     def _flush(self) -> None:
-        with self.path.open("ab") as file:
-            file.write(self._buffer)
+        self._spill.add(np.frombuffer(bytes(self._buffer), RECORD))
         self._buffer.clear()
 
 
 def _of_part(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not len(found):
-        return np.empty((0, 2)), np.empty((0, 2))
+        return np.empty((0, 2), np.uint64), np.empty((0, 2), np.uint64)
     found = found[np.lexsort((found["row"], found["way"], found["rest"], found["key"]))]
     same = (found["key"][1:] == found["key"][:-1]) & (found["rest"][1:] == found["rest"][:-1])
     same_way = same & (found["way"][1:] == found["way"][:-1])
@@ -71,6 +60,6 @@ def _of_part(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return repeats, conflicts
 
 
-def _sorted(parts: list[np.ndarray]) -> np.ndarray:
+def _sorted(parts: Sequence[np.ndarray]) -> np.ndarray:
     found = np.concatenate(parts).astype(np.int64).reshape(-1, 2)
     return found[np.argsort(found[:, 0], kind="stable")]

@@ -40,7 +40,8 @@ def records(name: str, source: Source, root: Path, ledger: Ledger, max_row_bytes
     The ledger counts every row, blank lines apart.
     """
     if source.hub:
-        yield from _of_hub(name, source, ledger)
+        shown = f"{source.hub}@{source.revision[:10]}"
+        yield from _counted(_of_hub(name, source, shown, max_row_bytes), shown, "row", ledger)
         return
     for path in files_of(source.path, root):
         shown = shown_as(path, root)
@@ -102,25 +103,22 @@ def _counted(
             yield place, record, repr(record).encode(errors="backslashreplace")
 
 
-def _of_hub(name: str, source: Source, ledger: Ledger) -> Iterator[tuple[str, Record, bytes]]:
+def _of_hub(name: str, source: Source, shown: str, max_row_bytes: int) -> Iterator[tuple[int, Record | BadRow]]:
     """A data set of the hub, in a stream. Only data files are read: no code of the repository is run."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HTTPError
 
-    where = f"{source.hub}@{source.revision[:10]}"
     try:
         rows = load_dataset(
             source.hub, source.subset or None, revision=source.revision, split=source.hub_split, streaming=True
         )  # fmt: skip
         for number, record in enumerate(rows, start=1):
-            ledger.rows += 1
-            kept = {key: value for key, value in record.items() if value is not None}
-            yield f"{where}:{number} (row {number})", kept, repr(kept).encode(errors="backslashreplace")
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+            yield number, columnar.without_gaps(record, max_row_bytes)
+    except (OSError, HTTPError) as error:
         raise EnvironmentFault(
-            f"prepare.sources.{name}: {where} cannot be reached ({type(error).__name__}); a network, or path:"
+            f"prepare.sources.{name}: {shown} cannot be reached ({type(error).__name__}); a network, or path:"
         ) from error
     except ValueError as error:
         raise DataError(
-            f"bad-hub {where}: {' '.join(str(error).split())[:200]} | subset and hub_split | see the data set's page"
+            f"bad-hub {shown}: {' '.join(str(error).split())[:200]} | subset and hub_split | see the data set's page"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipelines.context import seed_for
+from pipelines.data.texts import normal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,10 +23,10 @@ def split_of(group: str, validation_fraction: float, test_fraction: float) -> st
 
 
 def without_leaks(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Drop rows whose prompt also stands in a later split (test before validation before train); and their count.
+    """Drop rows whose prompt, however written, also stands in a later split (test before validation before train); their count.
 
     Only where rows are split by something coarser than their prompt can one stand in two splits.
     """
     rank = rows["split"].map({split: index for index, split in enumerate(SPLITS)})
-    kept = rank == rank.groupby(rows["prompt"]).transform("max")
+    kept = rank == rank.groupby(rows["prompt"].map(normal)).transform("max")
     return rows[kept].reset_index(drop=True), int((~kept).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from pandera.errors import SchemaErrors
 
 from pipelines.data.columnar import batches_of
+from pipelines.data.spill import Spill, numbered
 from pipelines.errors import DataError
 
 EXAMPLES = 20
@@ -24,15 +26,15 @@ GROUP = 65536
 """Rows of a Parquet row group of a table that is written in a stream: equal rows give equal bytes, whatever their blocks."""
 
 
-def read_table(path: Path, schema: pa.DataFrameSchema | None = None) -> pd.DataFrame:
-    """Read a Parquet table and check it; without a schema (histories) the columns are free.
+def read_table(path: Path, schema: pa.DataFrameSchema | None = None, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a Parquet table, or some columns, and check it; without a schema (histories) the columns are free.
 
     Raises DataError with one line that names the file, the columns and the first rows at fault.
     """
     if not path.exists():
         raise DataError(f"{_shown(path)}: no such table; run the stage that writes it (`prefloop status` names it)")
     try:
-        frame = pq.read_table(path).to_pandas()
+        frame = pq.read_table(path, columns=columns).to_pandas()
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{_shown(path)}: not a readable Parquet file ({reason}); run its stage again") from error
@@ -57,9 +59,13 @@ def write_stream(blocks: Iterable[pyarrow.Table], path: Path, schema: pa.DataFra
     names = [name for name, column in schema.columns.items() if column.required or name in optional]
     empty = pd.DataFrame({name: pd.Series(dtype=schema.columns[name].dtype.type) for name in names})
     kinds = pyarrow.Schema.from_pandas(empty, preserve_index=False).remove_metadata()
-    unique: dict[str, list[np.ndarray]] = {name: [] for name in names if schema.columns[name].unique}
+    unique = [name for name in names if schema.columns[name].unique]
     count = 0
-    with whole_file(path) as partial, pq.ParquetWriter(partial, kinds, compression="zstd") as writer:
+    with (
+        whole_file(path) as partial,
+        Spill(path.with_name(f".{path.name}.unique")) as seen,
+        pq.ParquetWriter(partial, kinds, compression="zstd") as writer,
+    ):
         left = kinds.empty_table()
         for block in blocks:
             for name in set(optional) - set(block.column_names):
@@ -68,17 +74,21 @@ def write_stream(blocks: Iterable[pyarrow.Table], path: Path, schema: pa.DataFra
             frame = block.to_pandas()
             frame.index = pd.RangeIndex(count, count + len(frame))
             _checked(frame, path, schema)
-            for name, keys in unique.items():
-                keys.append(pd.util.hash_array(np.asarray(frame[name], object), categorize=False))
+            for column, name in enumerate(unique):
+                seen.add(numbered(pd.util.hash_array(np.asarray(frame[name], object), categorize=False), column))
             count += len(frame)
             left = pyarrow.concat_tables([left, block])
             while left.num_rows > GROUP:
                 writer.write_table(left.slice(0, GROUP).combine_chunks())
                 left = left.slice(GROUP)
-        for name, keys in unique.items():
-            twice = count - len(np.unique(np.concatenate(keys))) if keys else 0
-            if twice:
-                raise DataError(f"{_shown(path)}: {name}: field_uniqueness in {twice} rows; see {schema.name} in schemas.py")
+        twice: Counter[str] = Counter()
+        for part in seen.parts():
+            for column, name in enumerate(unique):
+                keys = part["key"][part["number"] == column]
+                twice[name] += len(keys) - len(np.unique(keys))
+        for name, rows in twice.items():
+            if rows:
+                raise DataError(f"{_shown(path)}: {name}: field_uniqueness in {rows} rows; see {schema.name} in schemas.py")
         writer.write_table(left.combine_chunks())
     return count
 

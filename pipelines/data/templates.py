@@ -1,4 +1,4 @@
-"""Rows phrased by Jinja templates from a YAML file: which one is a matter of the row's hash, so that every one occurs.
+"""Rows phrased by Jinja templates from a YAML file: which one is a matter of the row's hash, so every one occurs.
 
 The file: ``tasks:`` -> a task (category/dataset, dataset, or ``*``) -> a template's name -> ``prompt`` and ``completion``, or
 ``prompt``, ``chosen`` and ``rejected``. An inverse template asks for the question and shows it as the completion. Templates
@@ -39,13 +39,16 @@ class Phrasings:
         self.tasks = {task: _first(found, mixture, seed, task) for task, found in _read(path, self.shown).items()}
 
     def key(self, record: dict[str, Any]) -> str:
-        """What the split of a record hangs on: its prompt, where it has one, else all of it; never its phrasing."""
+        """What split and phrasing of a record hang on: its prompt, where it has one, else all of it.
+
+        So what stands twice is phrased alike and found, and a row that is added changes no other's phrasing.
+        """
         prompt = self.fields.get(record, "prompt")
         content = normal(prompt) if isinstance(prompt, str) else repr(sorted(record.items()))
         return f"record-{hashlib.sha256(content.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
-    def rows(self, record: dict[str, Any], id_: str, split: str) -> list[Row]:
-        """The record in one of its task's phrasings. Held-out templates phrase rows of the test split only.
+    def rows(self, record: dict[str, Any], key: str, split: str) -> list[Row]:
+        """The record in the one of its task's phrasings that its ``key`` says. Held-out templates phrase test rows only.
 
         Raises BadRow for a field that the template needs and the record lacks.
         """
@@ -53,7 +56,7 @@ class Phrasings:
         names = sorted(name for name in choices if split == "test" or name not in self.held_out)
         if not names:
             raise BadRow("no-template", f"task {task!r} has held-out templates only", "hold fewer out", "template")
-        name = names[seed_for("template", id_) % len(names)]
+        name = names[seed_for("template", key) % len(names)]
         sides: dict[str, Any] = {side: self._rendered(template, record, name) for side, template in choices[name].items()}
         row = pair_of(**sides) if "chosen" in sides else Row("demonstration", **sides)
         meta = meta_of(record, self.fields, self.source, self.origin) | {"template": name}

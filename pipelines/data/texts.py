@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 
@@ -28,6 +29,11 @@ def normal(text: str) -> str:
     """NFKC, case folding, white space made single: texts that are equal so are the same question."""
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.split())
+
+
+def key_of(text: str) -> int:
+    """A 64-bit hash of a text's normal form."""
+    return int.from_bytes(hashlib.blake2b(normal(text).encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
 def oddities(text: str) -> list[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ What must not be is refused, or dropped by a rule that the settings name, and co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ import pyarrow.compute as pc
 
 from pipelines.config.data import Prepare, Source
 from pipelines.data import rows, texts
-from pipelines.data.near import Signatures, overlaps
+from pipelines.data.near import Overlap, Signatures, overlaps
 from pipelines.data.problems import EXAMPLES, BadRow
 from pipelines.data.rows import Ingested
+from pipelines.data.spill import Spill, first_of_key
 from pipelines.data.splits import SPLITS
 from pipelines.errors import DataError
 
 FEWEST = 20
 ONE_SIDED = 0.9
+ASKED = np.dtype([("key", "<u8"), ("row", "<u4"), ("rank", "u1")])
+"""The prompt of a row, and the number of its split."""
 
 
 def vet_rows(found: Ingested, prepare: Prepare, shown: str) -> None:
@@ -91,7 +94,7 @@ def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.nd
         pairs = named(found, again[:EXAMPLES].reshape(-1).tolist())
         shown = ", ".join(f"{later[1]} like {first[1]}" for later, first in zip(pairs[::2], pairs[1::2], strict=True))
         raise DataError(
-            f"duplicate-rows {pairs[0][1]} duplicate rows: {len(again)} of {found.rows} rows: {shown}"
+            f"duplicate-rows {pairs[0][1]} duplicate rows: {len(again)} of {found.rows} rows: {shown}{_more(again)}"
             " | prepare.duplicates: fail | remove them, or set duplicates: drop"
         )
     found.ledger.dropped["duplicate"] += len(again)
@@ -100,33 +103,41 @@ def _repeats(found: Ingested, prepare: Prepare, conflicted: np.ndarray) -> np.nd
 
 def _leaks(found: Ingested, prepare: Prepare) -> np.ndarray:
     """Rows whose prompt also stands in a later split (test before validation before train)."""
-    numbers, keys = found.numbers, found.column("prompt_key").to_numpy()
-    ranks = pc.index_in(found.column("split"), value_set=pa.array(SPLITS)).to_numpy()
-    order = np.lexsort((ranks, keys))
-    starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
-    highest = np.maximum.reduceat(ranks[order], starts)
-    earlier = np.sort(order[ranks[order] < np.repeat(highest, np.diff(np.append(starts, len(keys))))])
+    with Spill(found.path.with_name("prompts"), ASKED) as asked:
+        for numbers, block in found.blocks(["split", "prompt_key"]):
+            records = np.empty(len(numbers), ASKED)
+            records["key"], records["row"] = block["prompt_key"].to_numpy(), numbers
+            records["rank"] = pc.index_in(block["split"], value_set=pa.array(SPLITS)).to_numpy()
+            asked.add(records)
+        earlier, later = (np.concatenate(sides) for sides in zip(*map(_in_two_splits, asked.parts()), strict=True))
+    order = np.argsort(earlier["row"])
+    earlier, later = earlier[order], later[order]
     if len(earlier) and prepare.leaks == "fail":
-        one = int(earlier[0])
-        other = int(np.flatnonzero((keys == keys[one]) & (ranks > ranks[one]))[0])
-        names = named(found, numbers[[one, other]].tolist())
-        prompts = len(np.unique(keys[earlier]))
+        names = named(found, np.stack([earlier["row"], later["row"]], axis=1)[:EXAMPLES].reshape(-1).tolist())
+        both = zip(names[::2], names[1::2], strict=True)
+        shown = ", ".join(f"{id_} at {place} like {other} at {there}" for (id_, place), (other, there) in both)
         raise DataError(
-            f"leak {names[0][1]} prompt appears in {SPLITS[ranks[one]]} and {SPLITS[ranks[other]]}: {prompts} prompts,"
-            f" {len(earlier)} rows, the first are {names[0][0]} and {names[1][0]} ({names[1][1]})"
+            f"leak {names[0][1]} prompt appears in {SPLITS[earlier['rank'][0]]} and {SPLITS[later['rank'][0]]}:"
+            f" {len(np.unique(earlier['key']))} prompts, {len(earlier)} rows: {shown}{_more(earlier)}"
             " | limit 0 | remove them, or set leaks: drop"
         )
-    return numbers[earlier]
+    return earlier["row"].astype(np.int64)
+
+
+def _in_two_splits(asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The records whose prompt also stands in a later split, and for each the first record of the latest one."""
+    asked, heads = first_of_key(asked[np.argsort(-asked["rank"].astype(np.int8), kind="stable")])
+    before = asked["rank"] < asked["rank"][heads]
+    return asked[before], asked[heads[before]]
 
 
 def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """How much of the test prompts is in training rows; at or over ``max_overlap`` the training row goes, or the stage stops."""
-    inside = pc.equal(found.column("split"), "test").to_numpy()
-    tests = found.numbers[inside]
-    _, first = np.unique(found.column("prompt_key").to_numpy()[inside], return_index=True)
-    tests = np.sort(tests[first])
+    tests = _different_prompts(found, "test")
+    inside = np.zeros(len(found.kept), bool)
+    inside[tests] = True
     asked = (
-        [texts.normal(prompt) for prompt in block["prompt"].filter(pa.array(np.isin(numbers, tests))).to_pylist()]
+        [texts.normal(prompt) for prompt in block["prompt"].filter(pa.array(inside[numbers])).to_pylist()]
         for numbers, block in _of_split(found, "test", ["prompt"])
     )
     training = (
@@ -136,22 +147,47 @@ def contamination(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     seen = overlaps(asked, training, prepare.max_overlap, found.path.parent)
     over = sorted(seen.over)
     if over and prepare.leaks == "fail":
-        row = max(over, key=lambda number: (seen.over[number][1], -number))
-        test, share = seen.over[row]
-        (id_, place), (other, _) = named(found, [row, int(tests[test])])
+        worst = sorted(over, key=lambda number: (-seen.over[number][1], number))
+        test, share = seen.over[worst[0]]
+        (other, _), (id_, place), *others = named(found, [int(tests[test]), *worst[:EXAMPLES]])
+        also = f": also {', '.join(each[1] for each in others)}{_more(worst)}" if others else ""
         raise DataError(
             f"near-leak {place} 8-gram overlap {share:.2f} >= {prepare.max_overlap:.2f} between training row {id_} and test row "
-            f"{other} ({len(over)} training rows) | prepare.max_overlap | remove them, or set leaks: drop"
+            f"{other} ({len(over)} training rows{also}) | prepare.max_overlap | remove them, or set leaks: drop"
         )
     found.kept[over] = False
     found.ledger.dropped.update({"overlaps_test_prompt": len(over)} if over else {})
+    return _contaminated(seen)
+
+
+def contamination_by(prompts: list[str], training: list[str], folder: Path) -> dict[str, Any]:
+    """How much of these test prompts is in prompts that are trained on beside the sources'."""
+    rows = [(np.arange(len(training)), [texts.normal(prompt) for prompt in training])]
+    return _contaminated(overlaps([[texts.normal(prompt) for prompt in prompts]], rows, 0.0, folder))
+
+
+def _contaminated(seen: Overlap) -> dict[str, Any]:
     shares = seen.shares
     return {
-        "test_prompts": len(tests),
+        "test_prompts": len(shares),
         "at_or_over_0.5": int((shares >= 0.5).sum()),
         "largest_8_gram_overlap": round(float(shares.max()), 4) if len(shares) else 0.0,
         "mean_8_gram_overlap": round(float(shares.mean()), 4) if len(shares) else 0.0,
     }
+
+
+def _different_prompts(found: Ingested, split: str) -> np.ndarray:
+    """The number of the first row of every prompt of a split."""
+    numbers, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    for own, block in _of_split(found, split, ["prompt_key"]):
+        numbers.append(own)
+        keys.append(block["prompt_key"].to_numpy())
+    return np.sort(np.concatenate(numbers)[np.unique(np.concatenate(keys), return_index=True)[1]])
+
+
+def _more(rows: Sized) -> str:
+    """What stands behind the examples in a message."""
+    return f" and {len(rows) - EXAMPLES} more" if len(rows) > EXAMPLES else ""
 
 
 def _of_split(found: Ingested, split: str, columns: list[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
@@ -162,12 +198,11 @@ def _of_split(found: Ingested, split: str, columns: list[str]) -> Iterator[tuple
 
 def near_duplicates(found: Ingested, prepare: Prepare) -> dict[str, Any]:
     """Rows that are almost the same, by MinHash over prompt and answers. Never across prompts' splits alone: all rows."""
-    signatures = Signatures(found.path.with_name("signatures.bin"))
-    for _, block in found.blocks(list(rows.TEXTS)):
-        parts = zip(*(block[name].to_pylist() for name in rows.TEXTS), strict=True)
-        signatures.add([texts.normal(" ".join(part for part in each if part)) for each in parts])
-    near = found.numbers[signatures.near(prepare.near_duplicate_similarity)]
-    signatures.close()
+    with Signatures(found.path.with_name("signatures.bin")) as signatures:
+        for _, block in found.blocks(list(rows.TEXTS)):
+            parts = zip(*(block[name].to_pylist() for name in rows.TEXTS), strict=True)
+            signatures.add([texts.normal(" ".join(part for part in each if part)) for each in parts])
+        near = found.numbers[signatures.near(prepare.near_duplicate_similarity)]
     examples = named(found, near[:3].reshape(-1).tolist())
     if prepare.near_duplicates == "drop":
         found.kept[near[:, 0]] = False

@@ -5,24 +5,26 @@ Reads    the installed package ``prepare.package``, or the files and hub data se
 Writes   artifacts/prepared/{corpus,demonstrations,prompts,phrasings,preferences,labels}.parquet, artifacts/prepared/quality.json,
          artifacts/prepared/quarantine.jsonl (bad rows that were put aside: code, place, reason)
 Params   seed, prepare
-Metrics  demonstrations, prompts, preferences, corpus, labels (rows); rows/RULE: read, quarantined, dropped by rule
+Metrics  demonstrations, prompts, preferences, corpus, labels (rows); rows/RULE: read, quarantined, dropped by rule;
+         quarantined/CODE; quality/...
 Paper    Ouyang et al. 2022 (arXiv:2203.02155), section 3.2: the three data sets of SFT, reward model and PPO
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow
 
-from pipelines.config.data import Prepare, Source
+from pipelines.config.data import Mixture, Prepare, Source
 from pipelines.context import Context
 from pipelines.data import phrasings, schemas, streams
 from pipelines.data.candidates import from_plays
@@ -32,12 +34,14 @@ from pipelines.data.quality import SAMPLE, languages, quality
 from pipelines.data.rows import Ingested, ingest
 from pipelines.data.splits import without_leaks
 from pipelines.data.tables import read_blocks, read_table, write_json, write_stream, write_table
-from pipelines.data.vetting import vet, vet_rows
+from pipelines.data.vetting import contamination_by, vet, vet_rows
 from pipelines.errors import DataError
 
 POOL = Path("data/preferences")
 OPTIONAL = {name for name, column in schemas.PAIRS.columns.items() if not column.required}
-MEASURED = ("contamination", "golden_accuracy", "languages", "longer_wins", "near_duplicates", "personal_data")
+MEASURED = (
+    "contamination", "golden_accuracy", "languages", "longer_wins", "near_duplicates", "personal_data", "pool_contamination"
+)  # fmt: skip
 TABLES = {
     "corpus": schemas.CORPUS,
     "demonstrations": schemas.DEMONSTRATIONS,
@@ -55,8 +59,8 @@ class Material:
     corpus: Iterable[pyarrow.Table]
     pairs: Iterable[pyarrow.Table] = ()
     labels: Iterable[pyarrow.Table] = ()
-    optional: Sequence[str] = ()
-    """Optional columns of the pairs."""
+    optional: Mapping[str, list[str]] = field(default_factory=dict)
+    """Optional columns of the pairs ("pair") and of the labels."""
 
 
 def run(ctx: Context) -> dict[str, float]:
@@ -65,40 +69,51 @@ def run(ctx: Context) -> dict[str, float]:
     quarantine = ctx.out("prepared/quarantine.jsonl")
     quarantine.write_text("", encoding="utf-8")
     facts: dict[str, Any] = {}
-    # 1. the sources: one row a possible demonstration or prompt; pairs and labels as they come
     weights: dict[str, float] = {}
+    # 1. the sources: one row a possible demonstration or prompt; pairs and labels as they come
     if prepare.source == "plays":
         candidates, corpus = from_plays(read_plays(prepare.package), prepare, seed)
         candidates, leaked = without_leaks(candidates)
         material = Material(lambda drawn: drawn, [_arrow(corpus)])
         dropped = {"prompt_in_two_splits": leaked}
+        pool, told = read_pool(ctx, quarantine)
     else:
         found, facts = _read(ctx, prepare, quarantine)
-        light, weights = streams.candidates_of(found, seed), found.weights
-        tables = (streams.corpus_of(found, light), streams.pairs_of(found), streams.labels_of(found))
-        material = Material(partial(streams.whole, found), *tables, streams.optional_of(found))
+        pool, told = read_pool(ctx, quarantine)
+        used, weights = streams.shown_once(found), found.weights
+        asked_before = np.concatenate([np.empty(0, np.uint64), *(streams.asked_keys(pairs["prompt"]) for pairs in pool)])
+        light = streams.candidates_of(found, used, seed, wanted_of(prepare), asked_before)
+        tables = (streams.corpus_of(found, used), streams.pairs_of(found), streams.labels_of(found))
+        optional = {kind: streams.optional_of(found, kind) for kind in streams.BROUGHT}
+        material = Material(partial(streams.whole, found), *tables, optional)
         candidates, dropped = selected(light, prepare.mixture, seed)
-        facts["languages"] = languages(material.whole(candidates.sample(min(SAMPLE, len(candidates)), random_state=seed)))
+    facts["pool"] = told
 
     # 2. a draw by seed: first prompts, then demonstrations that share no row with them
     candidates = candidates.sort_values("order", kind="stable", ignore_index=True)
+    if prepare.source != "plays":
+        facts["languages"] = languages(material.whole(candidates.head(SAMPLE)))
     asked = draw_prompts(candidates, prepare, weights)
     shown = draw_demonstrations(candidates, asked, prepare, weights)
-    pool, facts["pool"] = read_pool(ctx, candidates, material, quarantine)
 
     # 3. the tables and what they are like
     paths = {name: ctx.out(f"prepared/{name}.parquet") for name in TABLES}
     frames = {"demonstrations": material.whole(shown), "prompts": material.whole(asked)}
     for name, rows in frames.items():
         write_table(_columns(rows, TABLES[name]), paths[name], TABLES[name])
-    optional = sorted({*material.optional, *(name for table in pool for name in table.column_names)} & OPTIONAL)
+    pool = [in_known_splits(pairs, candidates, material) for pairs in pool]
+    facts["pool_contamination"] = contaminated_by(pool, frames["prompts"], ctx.scratch)
+    known = [_arrow(pairs) for pairs in pool]
+    of_pairs, of_labels = (material.optional.get(kind, []) for kind in ("pair", "label"))
+    of_pairs = sorted({*of_pairs, *(name for table in known for name in table.column_names)} & OPTIONAL)
     sizes = {
         "corpus": write_stream(material.corpus, paths["corpus"], schemas.CORPUS),
-        "labels": write_stream(material.labels, paths["labels"], schemas.LABELS),
-        "preferences": write_stream(chain(material.pairs, pool), paths["preferences"], schemas.PAIRS, optional),
+        "labels": write_stream(material.labels, paths["labels"], schemas.LABELS, of_labels),
+        "preferences": write_stream(chain(material.pairs, known), paths["preferences"], schemas.PAIRS, of_pairs),
     } | {name: len(rows) for name, rows in frames.items()}
     drawn = {name: read_blocks(path) for name, path in paths.items() if name != "labels" or sizes["labels"]}
-    facts = quality(drawn, dropped | unused(candidates)) | {name: value for name, value in facts.items() if value}
+    told = quality(drawn, dropped | unused(candidates), ctx.scratch)
+    facts = told | {name: value for name, value in facts.items() if value}
     if facts["prompts_in_two_splits"]:
         raise DataError(f"{facts['prompts_in_two_splits']} prompts stand in two splits; name their rows' groups alike")
     write_table(phrased(ctx, frames["prompts"], prepare), ctx.out("prepared/phrasings.parquet"), schemas.PHRASINGS)
@@ -138,13 +153,16 @@ def draw_demonstrations(
     return pd.concat(drawn)
 
 
-def read_pool(
-    ctx: Context, candidates: pd.DataFrame, material: Material, quarantine: Path
-) -> tuple[list[pyarrow.Table], dict[str, Any]]:
-    """The pairs under data/preferences/, and each file's counts: people's files, and tables that the loop has collected.
+def wanted_of(prepare: Prepare) -> dict[str, int] | None:
+    """How many prompts and demonstrations of each split are drawn; None where the draw asks what else there is."""
+    if prepare.mixture != Mixture():
+        return None
+    held_out = {"validation": prepare.validation_prompts, "test": prepare.test_prompts}
+    return {"train": max(prepare.train_prompts, prepare.demonstrations), **held_out}
 
-    A prompt of the source keeps its split, another is split by its hash (a collected one as it was when it was asked).
-    """
+
+def read_pool(ctx: Context, quarantine: Path) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+    """The pairs under data/preferences/, and each file's counts: people's files, and tables that the loop has collected."""
     pool, facts = [], {}
     for path in sorted([*(ctx.root / POOL).glob("*.jsonl"), *(ctx.root / POOL).glob("*.parquet")]):
         if path.suffix == ".parquet":
@@ -152,11 +170,26 @@ def read_pool(
             facts[path.stem] = {"read": len(pairs)}
         else:
             pairs, facts[path.stem] = _from_people(ctx, path, quarantine)
-        known = material.whole(candidates[candidates["key"].isin(streams.keys_of(pairs["prompt"]))])
-        for column, name in (("split", "split"), ("prompt_id", "id")):
-            pairs[column] = pairs["prompt"].map(dict(zip(known["prompt"], known[name], strict=True))).fillna(pairs[column])
-        pool.append(_arrow(pairs))
+        pool.append(pairs)
     return pool, facts
+
+
+def in_known_splits(pairs: pd.DataFrame, candidates: pd.DataFrame, material: Material) -> pd.DataFrame:
+    """Pairs of the pool. A prompt of the source keeps its split, another is split by its hash (a collected one as it was when
+    it was asked)."""
+    keys = streams.asked_keys(pairs["prompt"])
+    rows = candidates[candidates["key"].isin(keys)]
+    known = material.whole(rows)
+    for column, name in (("split", "split"), ("prompt_id", "id")):
+        values = dict(zip(rows["key"].tolist(), known[name], strict=True))
+        pairs[column] = [values.get(key, own) for key, own in zip(keys.tolist(), pairs[column], strict=True)]
+    return pairs
+
+
+def contaminated_by(pool: list[pd.DataFrame], prompts: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """How much of the test prompts is in prompts of the pool that are trained on; nothing without a pool."""
+    training = [prompt for pairs in pool for prompt in pairs["prompt"][pairs["split"] == "train"].unique()]
+    return contamination_by(prompts["prompt"][prompts["split"] == "test"].tolist(), training, folder) if pool else {}
 
 
 def unused(candidates: pd.DataFrame) -> dict[str, int]:
@@ -168,9 +201,10 @@ def counts(facts: dict[str, Any]) -> dict[str, float]:
     """Rows read, put aside and dropped by rule, for the tracker."""
     rows = facts.get("rows", {})
     found = {f"rows/{rule}": float(count) for rule, count in (rows.get("dropped", {}) | facts["dropped"]).items()}
+    found |= {f"quality/{name}": value for name, value in _numbers({key: facts.get(key, {}) for key in MEASURED})}
     if rows:
-        found |= {f"quality/{name}": value for name, value in _numbers({key: facts.get(key, {}) for key in MEASURED})}
         found |= {"rows/read": float(rows["read"]), "rows/quarantined": float(sum(rows["quarantined"].values()))}
+        found |= {f"quarantined/{code}": float(count) for code, count in rows["quarantined"].items()}
     return found
 
 
@@ -213,7 +247,8 @@ def _from_people(ctx: Context, path: Path, quarantine: Path) -> tuple[pd.DataFra
     settings = ctx.params.prepare.model_copy(update={"sources": {path.stem: source}})
     found = ingest(settings, ctx.root, ctx.scratch / "pool", ctx.params.seed, quarantine)
     vet_rows(found, settings, source.path)
-    return pyarrow.concat_tables(streams.pairs_of(found)).to_pandas(), found.ledger.facts()
+    facts = found.ledger.facts() | {"personal_data": dict(sorted(found.personal.items()))}
+    return pyarrow.concat_tables(streams.pairs_of(found)).to_pandas(), facts
 
 
 def _arrow(rows: pd.DataFrame) -> pyarrow.Table:

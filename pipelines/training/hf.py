@@ -244,12 +244,10 @@ def repeatable(logs: dict[str, float]) -> dict[str, float]:
     return {key: float(value) for key, value in kept.items()}
 
 
-def check_lengths(rows: list[dict[str, list[int]]], longest: int, limit: int, table: str) -> None:
-    """Refuse an empty table and rows that are longer than the model's context."""
+def refuse_empty(rows: Sequence[Any], table: str) -> None:
+    """Raise DataError for an empty table."""
     if not rows:
         raise DataError(f"{table}: 0 rows to train or evaluate on; raise the counts under prepare, or mend the splits")
-    if longest > limit:
-        raise DataError(f"{table}: a row of {longest} tokens exceeds the model's context of {limit}; shorten the texts")
 
 
 def _permutations(rows: int, seed: int) -> Iterator[int]:

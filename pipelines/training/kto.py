@@ -7,6 +7,7 @@ each other's answers, without gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pipelines.errors import ConfigurationError, DataError
 from pipelines.models.adapters import lora_config
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.training import hf
+from pipelines.training.distributed import shared_out
 from pipelines.training.offline import SPLITS, Job, fitting_pairs, write
 
 __all__ = ["Job", "train"]
@@ -131,21 +133,26 @@ def _labels(job: Job[config.Kto], tokenizer: Any, context: int) -> tuple[Rows, d
     counts: dict[str, dict[str, float]] = {}
     for split in SPLITS:
         some, where = table[table["split"] == split], f"{job.pairs.name} ({split})"
-        prompts = encode_prompts(tokenizer, list(some["prompt"]))
-        answers = encode_completions(tokenizer, list(some["completion"]), [True] * len(some))
-        found: list[dict[str, Any]] = [
-            {"prompt_ids": prompt, "completion_ids": answer, "label": bool(label)}
-            for prompt, answer, label in zip(prompts, answers, some["label"], strict=True)
-        ]
+        columns = [some[name] for name in ("prompt", "completion", "label")]
+        found = shared_out(lambda labels: _encoded(labels, tokenizer), list(zip(*columns, strict=True)))
         policy = job.training.excess_length
         rows[split], counts[split] = lengths.fit_pairs(found, context, policy, where, ("completion_ids",))
-        hf.check_lengths(rows[split], max(map(_length, rows[split]), default=0), context, where)
+        hf.refuse_empty(rows[split], where)
     train = rows["train"]
     tokens = {"prompt_tokens": "prompt_ids", "answer_tokens": "completion_ids"}
     for name, ids in tokens.items():
         counts["train"] |= lengths.quantiles(name, [len(row[ids]) for row in train])
     good = [len(row["completion_ids"]) for row in train if row["label"]]
     return rows, counts["train"] | {"chosen_tokens": sum(good) / max(len(good), 1)}
+
+
+def _encoded(labels: Sequence[tuple[str, str, bool]], tokenizer: Any) -> list[dict[str, Any]]:
+    asked, answered, good = zip(*labels, strict=True)
+    prompts, answers = encode_prompts(tokenizer, asked), encode_completions(tokenizer, answered, [True] * len(labels))
+    return [
+        {"prompt_ids": prompt, "completion_ids": answer, "label": bool(label)}
+        for prompt, answer, label in zip(prompts, answers, good, strict=True)
+    ]
 
 
 def _both(pair: dict[str, list[int]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pipelines.models.adapters import is_adapted, merge, save_adapter
 from pipelines.models.loading import save_model
 from pipelines.models.soft_prompt import trains_prompt
 from pipelines.training import hf
-from pipelines.training.pairs import Row, longest, read_rows, token_counts
+from pipelines.training.pairs import Row, read_rows, token_counts
 from pipelines.training.results import SFT
 
 SPLITS = ("train", "validation")
@@ -46,7 +46,7 @@ def fitting_pairs(job: Job[Entry], tokenizer: Any, context: int) -> tuple[dict[s
     for split in SPLITS:
         where = f"{job.pairs.name} ({split})"
         kept[split], counts[split] = lengths.fit_pairs(rows[split], context, training.excess_length, where)
-        hf.check_lengths(kept[split], longest(kept[split]), context, where)
+        hf.refuse_empty(kept[split], where)
     train = kept["train"]
     tokens = sum(len(row["chosen_ids"]) for row in train) / len(train)
     return kept, counts["train"] | token_counts(train) | {"train_pairs": len(train), "chosen_tokens": tokens}

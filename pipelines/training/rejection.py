@@ -106,8 +106,8 @@ def train(job: Job, worker: Worker) -> None:
     # 2. the policy, with fresh adapters where asked
     torch.manual_seed(job.seed)
     model = add_adapter(load_causal_lm(job.sft, worker.device), job.training)
-    longest = max((len(row["input_ids"]) for row in rows), default=0)
-    hf.check_lengths(rows, longest, model.config.max_position_embeddings, "best answers")
+    hf.refuse_empty(rows, "best answers")
+    longest = max(len(row["input_ids"]) for row in rows)
 
     # 3. the trainer
     order = hf.data_order(len(rows), job.training.num_train_epochs, job.training.batch_size, job.seed)

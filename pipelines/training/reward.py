@@ -107,7 +107,7 @@ def train(job: Job, worker: Worker) -> None:
     for split, some in rows.items():
         where = f"{job.pairs.name} ({split})"
         rows[split], counts[split] = lengths.fit_pairs(some, context, job.training.excess_length, where)
-        hf.check_lengths(rows[split], longest(rows[split]), context, where)
+        hf.refuse_empty(rows[split], where)
 
     # 3. the trainer
     examples = _examples(job, rows)

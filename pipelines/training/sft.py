@@ -62,9 +62,8 @@ def train(job: Job, worker: Worker) -> None:
     for split in splits:
         where = f"demonstrations ({split})"
         rows[split], counts[split] = lengths.fit(rows[split], limit, job.training.excess_length, where)
-    longest = {split: max((len(row["input_ids"]) for row in some), default=0) for split, some in rows.items()}
-    for split, some in rows.items():
-        hf.check_lengths(some, longest[split], limit, f"demonstrations ({split})")
+        hf.refuse_empty(rows[split], where)
+    longest = {split: max(len(row["input_ids"]) for row in some) for split, some in rows.items()}
     counts["train"] |= _token_counts(rows["train"])
 
     # 3. what is trained on, rows or packed sequences of them; its order is fixed here, for all epochs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ def rows_of(found: Ingested, *names: str) -> list[tuple[Any, ...]]:
 
 
 def leaks(tables: dict[str, pd.DataFrame]) -> int:
-    """How many prompts stand in more than one split, over all tables together."""
-    asked = [rows[["prompt", "split"]] for rows in tables.values() if "prompt" in rows]
-    return int((pd.concat(asked).groupby("prompt")["split"].nunique() > 1).sum())
+    """How many prompts stand in more than one split, over all tables together, however they are spaced and written."""
+    asked = pd.concat([rows[["prompt", "split"]] for rows in tables.values() if "prompt" in rows])
+    same = asked["prompt"].map(lambda prompt: " ".join(unicodedata.normalize("NFKC", prompt).casefold().split()))
+    return int((asked["split"].groupby(same).nunique() > 1).sum())

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -108,7 +109,20 @@ def test_templates_are_applied_by_hash_and_every_one_occurs(tmp_path: Path) -> N
     for number, (prompt, completion, template, task, _, _) in enumerate(rows):
         assert (prompt, completion) == tuple(text.format(n=number) for text in expected[template])
         assert task == "nli/rte"
-    assert _phrased(tmp_path, FLAN, RTE[:150])[1] == rows[:150], "a row's phrasing does not hang on other rows"
+    assert _phrased(tmp_path, FLAN, RTE[150:])[1] == rows[150:], "a row's phrasing does not hang on other rows"
+
+
+def test_what_stands_twice_is_phrased_alike_and_found(tmp_path: Path) -> None:
+    """Rows without a prompt by all their fields; a pair by its prompt, so that its opposite is asked in the same words."""
+    found, _ = _phrased(tmp_path, FLAN, [*RTE[:40], *RTE[:40]])
+    assert found.repeats.tolist() == [[40 + number, number] for number in range(40)]
+    text = "tasks: {'*': {one: {prompt: 'Q: {{ prompt }}', chosen: '{{ chosen }}', rejected: '{{ rejected }}'},"
+    text += " two: {prompt: '{{ prompt }}?', chosen: '{{ chosen }}', rejected: '{{ rejected }}'}}}"
+    pairs = [{"prompt": f"Ask {number}", "chosen": "yes", "rejected": "no"} for number in range(20)]
+    turned = [pair | {"chosen": "no", "rejected": "yes"} for pair in pairs]
+    found, rows = _phrased(tmp_path, text, [*pairs, *turned])
+    assert {row[2] for row in rows} == {"one", "two"}
+    assert np.sort(found.conflicts, axis=1).tolist() == [[number, 20 + number] for number in range(20)]
 
 
 def test_the_number_of_templates_and_held_out_ones(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import near, seen
+from pipelines.data import near, seen, spill
 from pipelines.data.drift import columns, compare, psi_counts, psi_numbers
 from pipelines.data.grams import grams
 from pipelines.data.near import Signatures, overlaps
@@ -41,18 +42,22 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
     texts = [" ".join(f"w{draw.randrange(10**6)}" for _ in range(100)) for _ in range(200)]
     near = [" ".join([*text.split()[:-1], "changed"]) for text in texts[:20]]
     far = [" ".join("changed" if place % 5 == 0 else word for place, word in enumerate(text.split())) for text in texts[20:40]]
-    signatures = Signatures(tmp_path / "signatures.bin")
-    for start in range(0, 240, 70):
-        signatures.add([*texts, *near, *far][start : start + 70])
-    assert signatures.near(0.8).tolist() == [[200 + number, number] for number in range(20)]
+    with Signatures(tmp_path / "signatures.bin") as signatures:
+        for start in range(0, 240, 70):
+            signatures.add([*texts, *near, *far][start : start + 70])
+        assert signatures.near(0.8).tolist() == [[200 + number, number] for number in range(20)]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_overlap_with_test_prompts_by_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [1, 2**18], ids=["on disk", "in memory"])
+def test_overlap_with_test_prompts_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(spill, "FLUSH", held)
     words = [f"word{n}" for n in range(13)]
     test = " ".join(words)  # 6 grams of 8
     train = [" ".join([*words[:12], "x"]), " ".join(words[5:]), " ".join(words[6:]), "word0 word1", test + " more"]
     rows = [(np.array([10, 11, 12]), train[:3]), (np.array([13, 14]), train[3:])]
-    (tmp_path / "held.5").write_bytes(b"left by a run that was killed")
+    for part in range(spill.PARTS if held == 1 else 0):
+        (tmp_path / f"held.{part}").write_bytes(b"left by a run that was killed")
     found = overlaps([[test], ["word0 word1"]], rows, 0.5, tmp_path)
     assert found.shares.tolist() == [1.0, 1.0]
     assert found.rows.tolist() == [14, 13]
@@ -80,6 +85,7 @@ def test_overlaps_as_by_brute_force(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near, "COMMON", common)
         patch.setattr(near, "CHUNK", 3)
+        patch.setattr(spill, "FLUSH", 20)
         numbers = np.arange(5, 5 + len(rows))
         found = overlaps([tests[:2], tests[2:]], [(numbers, rows)], limit, tmp_path_factory.mktemp("overlaps"))
     assert found.shares.tolist() == [max(own) for own in shares]
@@ -89,6 +95,18 @@ def test_overlaps_as_by_brute_force(
     assert found.over == over
 
 
+@given(keys=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40), asked=st.lists(st.integers(0, 2**64 - 1), max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_every_key_that_was_asked_is_marked(tmp_path_factory: pytest.TempPathFactory, keys: list, asked: list) -> None:
+    """Keys with the same first ten bits share a mark; of 2**10 marks no more are set than there are keys."""
+    with spill.Spill(tmp_path_factory.mktemp("marks") / "marks") as kept:
+        kept.add(spill.numbered(np.array(keys, np.uint64), 0))
+        marks = near._marks(kept)
+    known = {key >> 54 for key in keys}
+    assert len(marks) == 2**10 // 8
+    assert near._marked(marks, np.array(keys + asked, np.uint64)).tolist() == [key >> 54 in known for key in keys + asked]
+
+
 def test_the_text_of_a_template_is_no_contamination(tmp_path: Path) -> None:
     template = "answer the following question in one short sentence please: what is"
     tests = [f"{template} {n}" for n in range(30)]
@@ -96,15 +114,18 @@ def test_the_text_of_a_template_is_no_contamination(tmp_path: Path) -> None:
     assert found.shares.max() == 0.0
 
 
-@given(rows=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 1)), max_size=30), part=st.integers(1, 5))
-@settings(max_examples=200)
-def test_repeats_and_conflicts_as_by_brute_force(tmp_path_factory: pytest.TempPathFactory, rows: list, part: int) -> None:
-    found = seen.Seen(tmp_path_factory.mktemp("seen") / "seen.bin")
-    for text, way in rows:
-        found.add((text,), way)
+@given(rows=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 1)), max_size=30), flush=st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_repeats_and_conflicts_as_by_brute_force(tmp_path_factory: pytest.TempPathFactory, rows: list, flush: int) -> None:
+    folder = tmp_path_factory.mktemp("seen")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seen, "PART", part)
+        patch.setattr(seen, "FLUSH", 25 * flush)
+        patch.setattr(spill, "FLUSH", 2 * flush)
+        found = seen.Seen(folder / "seen")
+        for text, way in rows:
+            found.add((text,), way)
         repeats, conflicts = found.find()
+    assert list(folder.iterdir()) == []
     first: dict[tuple[str, int], int] = {}
     expected = []
     for number, row in enumerate(rows):
@@ -153,7 +174,7 @@ def test_psi_by_hand() -> None:
     assert psi_numbers(same, same + 500) > 0.25
 
 
-def test_drifted_columns_are_named() -> None:
+def test_drifted_columns_are_named(tmp_path: Path) -> None:
     old = pa.schema([("id", pa.string()), ("label", pa.bool_()), ("gone", pa.string())])
     new = pa.schema([("id", pa.string()), ("label", pa.string()), ("new", pa.string())])
     assert columns("labels", old, new) == [
@@ -161,8 +182,10 @@ def test_drifted_columns_are_named() -> None:
         "labels: columns removed: gone",
         "labels: columns retyped: label (bool -> string)",
     ]
-    table = pa.table({"id": ["a", "b"], "source": ["x", "x"]})
-    lines, changed = compare("pairs", table, pa.table({"id": ["b", "c", "d"], "source": ["x", "y", "y"]}))
+    tables = {"old": {"id": ["a", "b"], "source": ["x", "x"]}, "new": {"id": ["b", "c", "d"], "source": ["x", "y", "y"]}}
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / name, row_group_size=2)
+    lines, changed = compare("pairs", pq.ParquetFile(tmp_path / "old"), pq.ParquetFile(tmp_path / "new"))
     assert lines[0] == "pairs: 2 -> 3 rows, 2 added, 1 removed"
     assert "fewer than 500 rows" in lines[1]
     assert changed == []

@@ -1,9 +1,14 @@
 """The stage prepare on the real plays and on people's files: counts, splits, bytes, refusals."""
 
+import gc
 import hashlib
 import json
+import tracemalloc
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -14,8 +19,10 @@ from pipelines.adapters.cluster import connect
 from pipelines.config import Params, load
 from pipelines.config.data import Source
 from pipelines.context import Context
-from pipelines.data import streams
-from pipelines.data.quality import languages, quality
+from pipelines.data import near, spill, streams, tables
+from pipelines.data import rows as rows_file
+from pipelines.data.quality import QUANTILES, _quantiles, languages, quality
+from pipelines.data.rows import ingest
 from pipelines.data.schemas import PAIRS, PHRASINGS, empty
 from pipelines.data.tables import read_table, write_table
 from pipelines.errors import DataError
@@ -142,14 +149,24 @@ def test_preferences_of_ones_own_are_pairs_and_their_chosen_answers_are_shown(tm
 
 
 def test_the_pool_keeps_the_split_of_prompts_that_are_known(plays: tuple, tmp_path: Path) -> None:
+    """Also of those that differ in case or white space only."""
     asked = plays[1]["prompts"]
-    test_prompt = asked[asked["split"] == "test"].iloc[0]
-    rows = [{"prompt": text, "chosen": " a", "rejected": " b"} for text in (test_prompt["prompt"], "Something new")]
+    held_out = asked[asked["split"] == "test"].head(20)
+    prompts = [prompt.upper() + " " if number % 2 else prompt for number, prompt in enumerate(held_out["prompt"])]
+    others = [f"{prompt} and more {number}" for number, prompt in enumerate(held_out["prompt"])]
+    rows = [{"prompt": prompt, "chosen": " a", "rejected": " b"} for prompt in prompts + others]
     _jsonl(tmp_path / "data/preferences/friends.jsonl", rows)
-    _, tables, _ = _run(tmp_path, _params())
-    pair = tables["preferences"].iloc[0]
-    assert (pair["prompt_id"], pair["split"], pair["source"]) == (test_prompt["id"], "test", "friends")
-    assert tables["preferences"]["group"].tolist() == ["all", "all"]
+    metrics, tables, out = _run(tmp_path, _params())
+    pairs = tables["preferences"]
+    assert pairs["prompt"].tolist() == prompts + others
+    assert pairs["prompt_id"].tolist()[:20] == held_out["id"].tolist()
+    assert set(pairs["split"][:20]) == {"test"}
+    trained = int((pairs["split"][20:] == "train").sum())
+    measured = json.loads((out / "quality.json").read_text())["pool_contamination"]
+    assert measured["at_or_over_0.5"] == metrics["quality/pool_contamination/at_or_over_0.5"] == trained > 10
+    assert (measured["test_prompts"], measured["largest_8_gram_overlap"]) == (_params().prepare.test_prompts, 1.0)
+    assert set(pairs["source"]) == {"friends"}
+    assert set(pairs["group"]) == {"all"}
     assert leaks(tables) == 0
 
 
@@ -214,10 +231,11 @@ def test_bad_rows_are_put_aside_within_the_limit_and_listed_beyond_it(tmp_path: 
     assert (out / "quarantine.jsonl").read_text() == left
     assert json.loads(left)["place"] == "mine.jsonl:42 (line 42)"
     assert (metrics["rows/read"], metrics["rows/quarantined"], len(tables["demonstrations"])) == (100.0, 1.0, 99)
+    assert metrics["quarantined/empty-text"] == 1.0
     assert metrics["quality/longer_wins/pairs"] == 0.0
 
 
-def test_quality_by_hand() -> None:
+def test_quality_by_hand(tmp_path: Path) -> None:
     pairs = pd.DataFrame(
         {
             "prompt": ["a", "a", "b"],
@@ -228,13 +246,20 @@ def test_quality_by_hand() -> None:
             "split": ["train", "test", "train"],
         }
     )
-    facts = quality({"preferences": [pairs[:1], pairs[1:]]}, {"rule": 0})
+    facts = quality({"preferences": [pairs[:1], pairs[1:]]}, {"rule": 0}, tmp_path)
     table = facts["tables"]["preferences"]
     assert facts["prompts_in_two_splits"] == 1
     assert (table["rows"], table["groups"], table["duplicates"], table["empty"], table["contradictions"]) == (3, 2, 0, 1, 1)
     assert table["words"]["chosen"] == {"q00": 1.0, "q10": 1.0, "q50": 1.0, "q90": 1.8, "q100": 2.0}
     assert table["per_split"] == {"test": 1, "train": 2}
     assert table["per_source"] == {"s": 3}
+
+
+@given(numbers=st.lists(st.integers(0, 30), min_size=1, max_size=40))
+@settings(max_examples=200)
+def test_quantiles_of_counted_numbers_are_those_of_numpy(numbers: list[int]) -> None:
+    expected = {f"q{round(100 * q):02d}": round(float(np.quantile(numbers, q)), 1) for q in QUANTILES}
+    assert _quantiles(Counter(numbers)) == expected
 
 
 def test_the_mix_of_languages_by_hand() -> None:
@@ -262,11 +287,9 @@ def _every_kind(root: Path) -> dict[str, Source]:
 
 def test_tables_in_a_stream_do_not_hang_on_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle of the rows: pandas, from the files themselves."""
-    from pipelines.data import rows
-
     found = []
-    for name, block in (("whole", rows.BLOCK), ("blocks", 7)):
-        monkeypatch.setattr(rows, "BLOCK", block)
+    for name, block in (("whole", rows_file.BLOCK), ("blocks", 7)):
+        monkeypatch.setattr(rows_file, "BLOCK", block)
         sources = _every_kind(tmp_path / name)
         params = _params(source="files", learns_from="data/external", sources=sources, duplicates="drop", max_overlap=0.0)
         found.append(_run(tmp_path / name, params))
@@ -294,6 +317,77 @@ def test_tables_in_a_stream_do_not_hang_on_its_blocks(tmp_path: Path, monkeypatc
     assert len(written["corpus"]) == len(texts)
     demonstrations = written["demonstrations"]
     assert set((demonstrations["prompt"] + demonstrations["completion"]).str.replace("  ", " ")) <= texts
+
+
+def _few(**section: object) -> Params:
+    counts = {"demonstrations": 8, "train_prompts": 6, "validation_prompts": 2, "test_prompts": 2}
+    return _params(source="files", learns_from="data/external", max_overlap=0.0, duplicates="drop", **counts, **section)
+
+
+def test_the_draw_of_a_long_file_is_that_of_all_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once all rows are candidates, once those that come early; a prompt of the pool that comes late keeps its split."""
+    monkeypatch.setattr(streams, "FEWEST", 8)
+    monkeypatch.setattr(prepare, "SAMPLE", 10)
+    found = []
+    for name, longest in (("all", streams.WHOLE_DRAW), ("early", 100)):
+        monkeypatch.setattr(streams, "WHOLE_DRAW", longest)
+        sources = _every_kind(tmp_path / name)
+        pool = [{"prompt": f"Ask {n}:", "chosen": "a", "rejected": "b"} for n in range(0, 120, 5)]
+        _jsonl(tmp_path / name / "data/preferences/friends.jsonl", pool)
+        found.append(_run(tmp_path / name, _few(sources=sources)))
+    assert _hashes(found[0][2]) == _hashes(found[1][2])
+
+
+@pytest.mark.parametrize(("alone", "every"), [(400, False), (9, True)])
+def test_candidates_that_come_too_late_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: int, every: bool
+) -> None:
+    """Of 400 prompts those that come early; where 391 rows share one prompt, every row is needed to find ten."""
+    monkeypatch.setattr(streams, "WHOLE_DRAW", 100)
+    monkeypatch.setattr(streams, "FEWEST", 8)
+    _jsonl(tmp_path / "mine.jsonl", [{"prompt": f"Ask {min(n, alone)}", "completion": f"Tell {n}"} for n in range(400)])
+    asked = _few(sources={"mine": Source(path="mine.jsonl", split="train")}).prepare
+    found = ingest(asked, tmp_path, tmp_path / "scratch", 1)
+    used = streams.shown_once(found)
+    candidates = streams.candidates_of(found, used, 1, {"train": 10})
+    assert used.all()
+    whole = streams.candidates_of(found, used, 1).sort_values("order")
+    assert (len(candidates) == 400) == every
+    assert candidates.sort_values("order")["number"].tolist() == whole["number"].tolist()[: len(candidates)]
+    assert len(candidates) > 40
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of all rows, from the file of rows to quality.json: a block, a part, and less than 40 bytes a row more,
+    where the texts of a row are 270; two keys and a copy of them would be 32. Python's and NumPy's memory, at its peak."""
+    small = [(rows_file, "BLOCK", 200), (tables, "GROUP", 200), (near, "CHUNK", 50), (spill, "FLUSH", 2000)]
+    few = [(streams, "WHOLE_DRAW", 100), (streams, "FEWEST", 8), (prepare, "SAMPLE", 10)]
+    for module, name, value in [*small, *few]:
+        monkeypatch.setattr(module, name, value)
+
+    def params(root: Path, count: int) -> Params:
+        texts = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(count)]
+        pairs = [{"prompt": f"{n} {text}", "chosen": f"{text} {n}", "rejected": text} for n, text in enumerate(texts)]
+        _jsonl(root / "data/external/mine.jsonl", pairs)
+        return _few(sources={"mine": Source(path="data/external/mine.jsonl")})
+
+    def read(*arguments: Any) -> Any:
+        found = ingest(*arguments)
+        gc.collect()  # Python keeps some thousand tuples for later
+        tracemalloc.start()
+        return found
+
+    _run(tmp_path / "first", params(tmp_path / "first", 100))  # loads what is loaded once
+    monkeypatch.setattr(prepare, "ingest", read)
+    peaks = []
+    for count in (300, 2100):
+        root = tmp_path / str(count)
+        try:
+            assert _run(root, params(root, count))[0]["preferences"] == count
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 1800 < 40
 
 
 @given(texts=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))

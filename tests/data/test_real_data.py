@@ -245,6 +245,7 @@ def test_every_recipe_prepares_rows_of_its_shape(tmp_path: Path, recipe: str) ->
     if recipe == "groups":
         pairs = tables["preferences"]
         assert set(pairs["group"]) == {f"place {number}" for number in range(4)}
+        assert set(pairs["template"]) == {"plain", "short"}
         questions = pairs["prompt_id"].map(dict(zip(pairs["prompt_id"], pairs["split"], strict=True)))
         assert (pairs["split"] == questions).all(), "all phrasings and groups of a question share a split"
     schemas.PROMPTS.validate(tables["prompts"])

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -20,7 +21,8 @@ from pipelines.data.columnar import read_parquet
 from pipelines.data.formats import Row, reader, recognise
 from pipelines.data.problems import BadRow, Ledger
 from pipelines.data.rows import Ingested, ingest
-from pipelines.data.tables import read_blocks
+from pipelines.data.schemas import LABELS
+from pipelines.data.tables import read_blocks, read_table, write_stream
 from pipelines.data.vetting import vet
 from pipelines.errors import DataError, EnvironmentFault
 from tests.data.helpers import rows_of
@@ -31,7 +33,7 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: who?\n\nAssistant:"
 
 def _rows(record: dict[str, Any], **settings: Any) -> tuple[list[Row], int, str]:
     source = Source(path="x.jsonl", **settings)
-    kind = recognise(record, source, "x.jsonl:1")
+    kind = recognise([record], source, "x.jsonl:1")
     return (*reader(kind, source, "mine")(record), kind)
 
 
@@ -51,8 +53,13 @@ def _prompts(found: Ingested) -> list[str]:
     return [prompt for (prompt,) in rows_of(found, "prompt")]
 
 
+def _of(number: int) -> dict[str, Any]:
+    """What a row may bring beside its texts."""
+    return {"annotator": f"e{number % 3}", "weight": 0.5, "template": f"t{number % 2}"}
+
+
 def _shown(found: Ingested) -> pd.DataFrame:
-    return streams.whole(found, streams.candidates_of(found, 1))
+    return streams.whole(found, streams.candidates_of(found, streams.shown_once(found), 1))
 
 
 def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
@@ -65,10 +72,11 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
         writer.writeheader()
         writer.writerows(ROWS)
     found = []
-    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv"):
+    (tmp_path / "e.csv.gz").write_bytes(gzip.compress((tmp_path / "d.csv").read_bytes()))
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.csv", "e.csv.gz"):
         found.append(rows_of(_ingest(tmp_path, {"mine": Source(path=name)})[0], "id", "prompt", "completion", "split"))
     assert [(row[1], row[2]) for row in found[0]] == [(row["prompt"], row["completion"]) for row in ROWS]
-    assert found[0] == found[1] == found[2] == found[3]
+    assert all(rows == found[0] for rows in found)
     assert {row[3] for row in found[0]} == {"train", "validation", "test"}
 
 
@@ -104,11 +112,42 @@ def test_formats_are_recognised() -> None:
     other = {"role": "assistant", "content": "you"}
     assert _one({"chosen": [user, answer], "rejected": [user, other]})[:5] == ("pair", "who?", None, "me", "you")
     assert _one({"prompt": multi, "chosen": [answer], "rejected": [other]})[:5] == ("pair", DIALOGUE, None, "me", "you")
+    assert _one({"prompt": multi, "completion": [answer]})[:3] == ("demonstration", DIALOGUE, "me")
+    assert _one({"prompt": [user], "completion": "me"})[:3] == ("demonstration", "who?", "me")
+    assert _one({"prompt": [user], "completion": [answer], "label": True})[:6] == ("label", "who?", "me", None, None, True)
     assert _one({"chosen": DIALOGUE + " me", "rejected": DIALOGUE + " you"})[:5] == ("pair", DIALOGUE, None, " me", " you")
     assert _one({"instruction": "a", "input": "x", "output": "b"})[:3] == ("demonstration", "a\n\nx", "b")
     assert _one({"instruction": "a", "input": "", "output": "b"})[:3] == ("demonstration", "a", "b")
     assert _one({"prompt": "a", "completion": "b", "label": False})[:6] == ("label", "a", "b", None, None, False)
     assert _one({"prompt": "a", "completion": "b", "label": "1"})[5] is True
+
+
+def test_messages_that_are_no_answer_to_a_prompt_are_refused() -> None:
+    user, answer = {"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}
+    with pytest.raises(BadRow, match="completion ends with an answer of role assistant, to a prompt"):
+        _rows({"prompt": [user, answer], "completion": [user]})
+    with pytest.raises(BadRow, match="role 'user' where assistant is due"):
+        _rows({"prompt": [user], "completion": [user, answer]})
+    with pytest.raises(BadRow, match="prompt ends with role 'assistant', user is due"):
+        _rows({"prompt": [user, answer], "completion": "me"})
+    with pytest.raises(BadRow, match="do not share their prompt"):
+        _rows({"chosen": [user, answer], "rejected": [user | {"content": "what?"}, answer]})
+
+
+def test_a_first_row_that_lacks_a_field_is_a_bad_row_and_no_other_format(tmp_path: Path) -> None:
+    """Labels whose first one is missing are labels, not demonstrations; pairs without their first rejected answer are pairs."""
+    rows = [{"prompt": f"Q{n}", "completion": f"a{n}", "label": True} for n in range(30)]
+    del rows[0]["label"]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = {"labels": Source(path="labels.jsonl")}
+    with pytest.raises(DataError, match=r"labels.jsonl:1 .*\[label\] label: expected true or false, got NoneType in 1 of 30"):
+        _ingest(tmp_path, sources)
+    found, facts = _ingest(tmp_path, sources, max_bad_fraction=0.1)
+    assert (found.formats, found.rows, facts["rows"]["quarantined"]) == ({"labels": "kto"}, 29, {"wrong-type": 1})
+    pairs = [{"prompt": f"Q{n}", "chosen": f"a{n}"} | ({"rejected": "b"} if n else {}) for n in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    with pytest.raises(DataError, match=r"^missing pairs.jsonl:1 .*\[rejected\] rejected: missing in 1 of 30 rows"):
+        _ingest(tmp_path, {"pairs": Source(path="pairs.jsonl")})
 
 
 def test_ranked_answers_give_every_pair_without_ties() -> None:
@@ -123,6 +162,23 @@ def test_ranked_answers_give_every_pair_without_ties() -> None:
     assert (rows, ties) == ([], 1)
     with pytest.raises(BadRow, match="scores: expected 2 numbers"):
         _rows({"prompt": "a", "answers": ["x", "y"], "scores": [1]})
+
+
+def test_answers_with_words_for_grades() -> None:
+    """Of four answers two are fair, a tie; the five other pairs have a winner."""
+    words, grades = ["fair", "good", "fair", "bad"], {"good": 2.0, "fair": 1.0, "bad": -1.0}
+    settings = {"columns": {"scores": "grades"}, "grades": grades}
+    beside = {"prompt": "a", "answers": list("wxyz"), "grades": words}
+    inside = {"prompt": "a", "answers": [{"text": text, "grade": word} for text, word in zip("wxyz", words, strict=True)]}
+    for record in (beside, inside):
+        rows, ties, _ = _rows(record, **settings)
+        found = [(row.chosen, row.rejected, row.margin, row.chosen_grade) for row in rows]
+        assert found == [("x", "w", 1, 2), ("w", "z", 2, 1), ("x", "y", 1, 2), ("x", "z", 3, 2), ("y", "z", 2, 1)]
+        assert ties == 1
+    with pytest.raises(BadRow, match="scores: 'poor' is none of good, fair, bad"):
+        _rows(beside | {"grades": ["poor", *words[1:]]}, **settings)
+    with pytest.raises(BadRow, match="scores: expected 4 numbers"):
+        _rows(beside, columns={"scores": "grades"})
 
 
 def test_graded_comparisons_with_words_for_grades_and_an_annotator() -> None:
@@ -158,19 +214,22 @@ def test_columns_are_mapped_and_optional_ones_stay() -> None:
     assert _one({"prompt": "a", "completion": "b"}).task == "mine"
 
 
-def test_pairs_keep_annotator_and_weight_and_labels_have_a_table(tmp_path: Path) -> None:
-    pairs = [{"prompt": f"Q{n}", "chosen": f"a{n}", "rejected": "b", "annotator": f"e{n % 3}", "weight": 0.5} for n in range(20)]
+def test_pairs_and_labels_keep_who_said_so_how_much_it_weighs_and_in_which_template(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Q{n}", "chosen": f"a{n}", "rejected": "b"} | _of(n) for n in range(20)]
     labels = [{"prompt": f"L{n}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(20)]
+    labels[4:] = [row | _of(n) for n, row in enumerate(labels[4:], start=4)]
     for name, rows in (("pairs", pairs), ("labels", labels)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found, facts = _ingest(tmp_path, {name: Source(path=f"{name}.jsonl") for name in ("pairs", "labels")})
+    kept = ["annotator", "weight", "template"]
+    assert streams.optional_of(found, "pair") == streams.optional_of(found, "label") == kept
     pairs_table = pa.concat_tables(streams.pairs_of(found)).to_pandas()
-    assert streams.optional_of(found) == ["annotator", "weight"]
-    assert pairs_table[["annotator", "weight"]].to_dict("records") == [
-        {"annotator": f"e{n % 3}", "weight": 0.5} for n in range(20)
-    ]
-    labels_table = pa.concat_tables(streams.labels_of(found)).to_pandas()
+    assert pairs_table[kept].to_dict("records") == [_of(n) for n in range(20)]
+    write_stream(streams.labels_of(found), tmp_path / "labels.parquet", LABELS, kept)
+    labels_table = read_table(tmp_path / "labels.parquet", LABELS)
     assert labels_table["label"].tolist() == [n % 2 == 0 for n in range(20)]
+    assert labels_table[kept].isna().all(axis=1).tolist() == [n < 4 for n in range(20)]
+    assert labels_table[kept][4:].to_dict("records") == [_of(n) for n in range(4, 20)]
     shown = set(_shown(found)["prompt"])
     assert {f"L{n}" for n in range(20) if n % 2 == 0} <= shown, "good answers are demonstrated"
     assert not {f"L{n}" for n in range(20) if n % 2} & shown
@@ -182,7 +241,7 @@ def test_scores_of_ranked_answers_are_grades_in_the_table_of_pairs(tmp_path: Pat
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found, _ = _ingest(tmp_path, {"mine": Source(path="mine.jsonl")})
     table = pa.concat_tables(streams.pairs_of(found)).to_pandas()
-    assert streams.optional_of(found) == ["chosen_grade", "rejected_grade"]
+    assert streams.optional_of(found, "pair") == ["chosen_grade", "rejected_grade"]
     assert table["margin"].tolist() == (table["chosen_grade"] - table["rejected_grade"]).tolist()
     third = table[table["prompt"] == "Q3"]
     assert third[["chosen_grade", "rejected_grade"]].values.tolist() == [[3.0, 0.3], [3.0, -1.0], [0.3, -1.0]]
@@ -205,6 +264,8 @@ def test_bad_rows_up_to_the_fraction_are_put_aside_and_listed(tmp_path: Path) ->
         ("invalid-json", "mine.jsonl:4 (line 4)"),
         ("empty-text", "mine.jsonl:9 (line 9)"),
     ]
+    raw = [f"{rows[number]}\n".encode() for number in (3, 8)]
+    assert [each["sha256"] for each in listed] == [hashlib.sha256(line).hexdigest()[:12] for line in raw]
     assert "private" not in (tmp_path / "quarantine.jsonl").read_text()
     (tmp_path / "mine.jsonl").write_text("{a\n{b\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"all-filtered test: 0 of 2 rows left: invalid-json 2"):
@@ -231,6 +292,63 @@ def test_prompts_that_differ_in_case_and_width_share_a_split(tmp_path: Path) -> 
     assert splits[:40] == splits[40:]
 
 
+def _words(number: int, count: int) -> str:
+    return " ".join(f"w{number}x{place}" for place in range(count))
+
+
+def test_near_duplicates_are_counted_and_dropped_where_asked(tmp_path: Path) -> None:
+    """45 words have 41 runs of five; the last word is in one of them: 40 of 42 are in both rows, 0.95."""
+    rows = [{"prompt": _words(n, 40), "completion": f"and it ends like {n}"} for n in range(30)]
+    rows += [rows[n] | {"completion": f"and it ends like {other}"} for other in ("that", "this") for n in range(2)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = {"mine": Source(path="mine.jsonl")}
+    found, facts = _ingest(tmp_path, sources)
+    again = [f"mine-0000{30 + n} like mine-00000{n % 2}" for n in range(4)]
+    assert facts["near_duplicates"] == {"rows": 4, "similarity": 0.8, "first": again[:3]}
+    assert (found.rows, facts["rows"]["dropped"]) == (34, {})
+    found, facts = _ingest(tmp_path, sources, near_duplicates="drop")
+    assert _prompts(found) == [row["prompt"] for row in rows[:30]]
+    assert facts["rows"]["dropped"] == {"near_duplicate": 4}
+
+
+def test_training_rows_that_hold_a_test_prompt_are_dropped_where_asked(tmp_path: Path) -> None:
+    """13 words have 6 runs of eight; a training row with another last word holds 5 of them, one with two other words 4."""
+    words = _words(0, 13).split()
+    texts = {
+        "train": [" ".join([*words[:12], "else"]), " ".join([*words[:11], "else", "more"]), " ".join(words[:8]), _words(1, 20)],
+        "test": [" ".join(words), _words(2, 20)],
+    }
+    for name, prompts in texts.items():
+        lines = [json.dumps({"prompt": prompt, "completion": "a"}) + "\n" for prompt in prompts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    sources = {name: Source(path=f"{name}.jsonl", split=name) for name in texts}
+    measured = {"test_prompts": 2, "at_or_over_0.5": 1, "largest_8_gram_overlap": 0.8333, "mean_8_gram_overlap": 0.4167}
+    for limit, kept, dropped in (
+        (0.5, [2, 3], {"overlaps_test_prompt": 2}),
+        (0.8, [1, 2, 3], {"overlaps_test_prompt": 1}),
+        (0.0, [0, 1, 2, 3], {}),
+    ):
+        found, facts = _ingest(tmp_path, sources, leaks="drop", max_overlap=limit)
+        assert _prompts(found) == [texts["train"][number] for number in kept] + texts["test"]
+        assert (facts["contamination"], facts["rows"]["dropped"]) == (measured, dropped)
+    with pytest.raises(
+        DataError, match=r"train-000000 and test row test-000000 \(2 training rows: also train.jsonl:2 \(line 2\)\)"
+    ):
+        _ingest(tmp_path, sources)
+
+
+def test_what_a_split_hangs_on_can_be_said(tmp_path: Path) -> None:
+    """Pairs of a group, all of one prompt each: by prompt groups are parted, by group prompts are."""
+    rows = [{"prompt": f"Q{n % 40}", "chosen": f"a{n}", "rejected": "b", "group": f"g{n // 40}"} for n in range(400)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for by, whole, parted in (("prompt", "prompt", "group"), ("auto", "prompt", "group"), ("group", "group", "prompt")):
+        prepare = Prepare().model_copy(update={"sources": {"mine": Source(path="mine.jsonl")}, "split_by": by})
+        found = ingest(prepare, tmp_path, tmp_path / "scratch", 1)
+        table = pd.DataFrame(rows_of(found, "prompt", "group", "split"), columns=["prompt", "group", "split"])
+        assert (table.groupby(whole)["split"].nunique() == 1).all()
+        assert (table.groupby(parted)["split"].nunique() > 1).any()
+
+
 def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
     rows = [dict(row) for row in ROWS]
     rows[0]["completion"] = (
@@ -245,6 +363,12 @@ def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
     assert "[email]" in masked
     assert "[credit_card], not 4111" in masked
     assert "jane" not in masked
+    pairs = [{"prompt": f"Q{n}", "chosen": f"Ask me{n}@example.org", "rejected": "Ask no one"} for n in range(30)]
+    pairs[3]["rejected"] = "Ask you@example.org"
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    assert _ingest(tmp_path, sources)[0].rows == 30
+    with pytest.raises(DataError, match=r"mine.jsonl:4 .* chosen equals rejected once personal data is masked in 1 of 30 rows"):
+        _ingest(tmp_path, sources, personal_data="mask")
 
 
 def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +377,8 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
     local = Source(hub="some/set", revision="0123456789").model_copy(update={"hub": str(tmp_path)})
     found, _ = _ingest(tmp_path, {"mine": local})
     assert _prompts(found) == [row["prompt"] for row in ROWS]
+    with pytest.raises(DataError, match="huge-row .* a row of 22 bytes in 20 of 30 rows"):
+        _ingest(tmp_path, {"mine": local}, max_row_bytes=21)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
@@ -266,6 +392,7 @@ def test_hub_data_is_read_at_its_revision_without_code(tmp_path: Path, monkeypat
     [
         ({}, "one of them"),
         ({"hub": "a/b"}, "needs revision"),
+        ({"hub": "a/b", "revision": "main-branch"}, "a commit hash"),
         ({"hub": "../data", "revision": "0123456789"}, "should match pattern"),
         ({"path": "a.jsonl", "columns": {"promt": "x"}}, "'promt' is none of ours"),
         ({"path": "a.jsonl", "format": "template"}, "go together"),

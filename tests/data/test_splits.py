@@ -39,9 +39,9 @@ def test_shares_are_about_as_asked() -> None:
 
 
 def test_a_prompt_in_two_splits_stays_in_the_one_that_is_held_out() -> None:
-    rows = pd.DataFrame({"prompt": ["a", "a", "b", "c", "c"], "split": ["train", "test", "train", "validation", "train"]})
+    rows = pd.DataFrame({"prompt": ["a", " A", "b", "c", "c"], "split": ["train", "test", "train", "validation", "train"]})
     kept, dropped = without_leaks(rows)
-    assert kept.to_dict("list") == {"prompt": ["a", "b", "c"], "split": ["test", "train", "validation"]}
+    assert kept.to_dict("list") == {"prompt": [" A", "b", "c"], "split": ["test", "train", "validation"]}
     assert dropped == 2
 
 

@@ -57,6 +57,7 @@ def test_every_stage_that_ran_is_a_nested_run_with_its_outputs_hash(tiny: Path) 
         for out in lock[name]["outs"]:
             assert out["md5"] in run.data.tags["prefloop.outs"], (name, out["path"])
     assert "objective/kl" in stages["policy@ppo"].data.metrics
+    assert {"demonstrations", "prompts", "rows/prompt_in_two_splits"} <= set(stages["prepare"].data.metrics)
 
 
 def test_a_second_run_runs_nothing_and_is_quick(tiny: Path) -> None:

@@ -275,3 +275,12 @@ def test_in_a_browser_the_differences_are_marked(tab: Browser, gathered: finding
     ]
     assert [tab.value(cell) for cell in cells] == [["a", "c"], ["x"]]
     assert tab.value("document.querySelector('#rows td.t:nth-child(2) .text').textContent") == "a b  c d"
+
+
+def test_what_was_measured_of_the_data_is_on_the_page(html: str) -> None:
+    """Each table of quality.json with its counts, every other fact with its path."""
+    shown = " ".join(html.split())
+    assert "<dt>dropped, too short</dt><dd>12,345</dd>" in shown
+    assert "<dt>prompts in two splits</dt><dd>0</dd>" in shown
+    counts = "".join(f'<td class="n">{count}</td>' for count in ("1,500", "1,372", "64", "64", "38", "0"))
+    assert f'<th scope="row">demonstrations</th>{counts}<td>completion 9, prompt 9</td>' in shown

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
@@ -121,6 +123,25 @@ def test_tables_are_shown_and_compared_with_a_revision(project: Path) -> None:
     assert (code, "no-such-revision" in said) == (3, True), said
 
 
+def test_a_file_whose_columns_have_drifted_since_it_was_added_is_named(project: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "completion": "a", "margin": 1} for n in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "drifted_schema.parquet")
+    path = project / external.add(project, tmp_path / "drifted_schema.parquet", "", "mine", "MIT")
+    _run(project, "git", "add", "-A")
+    _run(project, "git", "commit", "--quiet", "-m", "first")
+    assert _said(project, "diff", "HEAD") == (0, "data/external/drifted_schema.parquet: 30 -> 30 rows\n")
+    changed = [{"prompt": row["prompt"], "answer": "a", "margin": "1"} for row in rows[:20]]
+    path.unlink()
+    pq.write_table(pa.Table.from_pylist(changed), path)
+    code, said = _said(project, "diff", "HEAD")
+    assert (code, "error: schema-drift: " in said, "30 -> 20 rows" in said) == (2, True, True), said
+    for part in ("columns added: answer", "columns removed: completion", "columns retyped: margin (int64 -> string)"):
+        assert f"data/external/drifted_schema.parquet: {part}" in said
+    path.write_bytes(b"PAR1")
+    code, said = _said(project, "diff", "HEAD")
+    assert (code, "error: bad-parquet" in said) == (2, True), said
+
+
 def test_wrong_arguments_are_errors_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(good()))
     code, said = _said(tmp_path, "check", str(tmp_path / "rows.jsonl"), "--columns", "promt=x")
@@ -137,6 +158,20 @@ def test_wrong_arguments_are_errors_of_the_configuration(tmp_path: Path, capsys:
 def test_show_without_tables_says_how_to_make_them(tmp_path: Path) -> None:
     code, said = _said(tmp_path, "show")
     assert (code, "prefloop run --only prepare" in said) == (2, True)
+    (tmp_path / "artifacts/prepared").mkdir(parents=True)
+    (tmp_path / "artifacts/prepared/prompts.parquet").write_bytes(b"text")
+    code, said = _said(tmp_path, "show")
+    assert (code, "prepared/prompts.parquet: not a readable Parquet file" in said) == (2, True), said
+
+
+def test_show_counts_by_source_or_by_group(tmp_path: Path) -> None:
+    _prompts(tmp_path, 40)
+    corpus = [{"id": f"p{n}", "group": f"play {n % 2}", "split": "test" if n else "train", "text": "x" * 100} for n in range(4)]
+    write_table(pd.DataFrame(corpus), tmp_path / "artifacts/prepared/corpus.parquet")
+    code, said = _said(tmp_path, "show", "--examples", "0")
+    expected = ["prompts: 40 rows", "  mine: train 30, validation 0, test 0", "  new: train 10, validation 0, test 0"]
+    expected += ["corpus: 4 rows", "  play 0: train 1, validation 0, test 1", "  play 1: train 0, validation 0, test 2"]
+    assert (code, said.splitlines()) == (0, expected)
 
 
 def test_the_callers_paths_are_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
