@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from flows import seeds
 from pipelines.config import Evaluate
 from pipelines.data.schemas import GROUP_SCORES
 from pipelines.data.tables import write_json, write_table
@@ -20,6 +21,7 @@ from pipelines.diagnosis.audit import Audit, Known, audit
 from pipelines.evaluation import findings, page, plots
 from pipelines.evaluation.findings import in_hash_order, labels
 from pipelines.evaluation.svg import SERIES, inline
+from tasks import publish
 from tests.evaluation.browser import Browser, browser, found
 from tests.evaluation.synthetic import NASTY, preferences, write_run
 
@@ -233,6 +235,30 @@ def test_in_a_browser_nothing_fails_loads_or_overflows(tab: Browser, html: str, 
     background = tab.value("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
     assert light < 60 if dark else light > 200
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_the_opened_copy_is_as_good(
+    tab: Browser, html: str, tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the seeds and the lineage, whose hashes are long words; its links load nothing."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    policy = {"gold_mean": 0.4, "reward_mean": 1.0, "kl": 3.0, "win_rate": 0.7, "win_rate_ci": [0.5, 0.9]}
+    (tmp_path / "params.yaml").write_text("seed: 1\n", encoding="utf-8")
+    source = tmp_path / "artifacts" / "report" / "index.html"
+    source.parent.mkdir(parents=True)
+    source.write_text(html, encoding="utf-8")
+    (tmp_path / ".runs").mkdir()
+    reports = {1: {"policies": {"ppo": policy}}, 2: {"policies": {"ppo": policy}}}
+    seeds.write(tmp_path / seeds.RESULT, reports, {1: 0, 2: 0}, publish.parameters(tmp_path))
+    made = publish.report(tmp_path, 32 * "a", "")
+    assert made is not None
+    tab.open(made, width)
+    assert tab.value("document.documentElement.scrollWidth") <= width
+    assert tab.value("[...document.querySelectorAll('body > section')].map((e) => e.id)") == ["seeds", "lineage"]
+    assert tab.value("document.querySelector('#lineage a').href") == f"https://mlflow.example.org/#/runs/{32 * 'a'}"
+    assert tab.problems() == []
+    assert tab.requests() == []
 
 
 def test_in_a_browser_answers_are_compared_side_by_side(tab: Browser, html: str, tmp_path: Path) -> None:
