@@ -32,6 +32,20 @@ def test_a_healthy_stage_and_one_without_settings_are_silent() -> None:
     assert _seen(Live({}), lines(**{"policy/clipfrac": 0.9})) == []
 
 
+def test_the_members_of_an_ensemble_are_not_mixed() -> None:
+    """The gradients of one member are far above those of the member before: no spike, because each is a run of its own."""
+
+    def member(norm: float, steps: int) -> list[dict[str, Any]]:
+        figures = {"loss": 0.5, "grad_norm": norm, "margin": 0.1}
+        return [{"step": step, "metrics": figures} for step in range(1, steps + 1)]
+
+    first, second = member(1.0, 30), member(50.0, 30)
+    live = Live({"precision": "float32"})
+    assert live.see(first) + live.see(second[:10]) + live.see(second[10:]) == []
+    spiked = [*first[:25], *second[25:]]
+    assert Live({"precision": "float32"}).see(spiked)[0].startswith(("warning D2", "alarm D2"))
+
+
 def test_a_look_never_costs_a_run() -> None:
     broken = [{"step": 1, "metrics": {"objective/kl": "no number"}}]
     (said,) = _seen(Live({"precision": "float32"}), broken)
