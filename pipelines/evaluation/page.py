@@ -165,7 +165,8 @@ def _figures(found: Findings) -> list[tuple[str, list[str]]]:
     suites = {name: list(figures) for model in models for name, figures in model.get("suites", {}).items()}
     for suite, keys in sorted(suites.items()):
         for key in keys:
-            cells = [shown(model.get("suites", {}).get(suite, {}).get(key), ".3f") for model in models]
+            form = ",.0f" if key == "rows" else ".3f"
+            cells = [shown(model.get("suites", {}).get(suite, {}).get(key), form) for model in models]
             rows.append((f"{suite}: {key.replace('_', ' ')}", cells))
     return rows
 

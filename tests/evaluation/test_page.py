@@ -200,6 +200,19 @@ def test_what_the_detectors_found_is_shown(html: str) -> None:
     assert "guarantee nothing" in text
 
 
+def test_suites_are_among_the_figures(gathered: findings.Findings) -> None:
+    """A row a figure; a dash where a model was not asked."""
+    sft = gathered.metrics["sft"] | {"suites": {"tone": {"rows": 2, "accuracy": 0.75, "reward_accuracy": 0.5}}}
+    ppo = gathered.metrics["policies"]["ppo"] | {"suites": {"tone": {"rows": 2, "accuracy": 0.25}}}
+    metrics = gathered.metrics | {"sft": sft, "policies": gathered.metrics["policies"] | {"ppo": ppo}}
+    shown = page.render(findings.Findings(**(vars(gathered) | {"metrics": metrics})), [], examples=1)
+    rows = dict(re.findall(r'<tr><th scope="row">tone: ([^<]+)</th>(.*?)</tr>', shown))
+    cells = {label: re.findall(r">([^<]+)<", row) for label, row in rows.items()}
+    assert cells == {
+        "rows": ["2", "–", "2"], "accuracy": ["0.750", "–", "0.250"], "reward accuracy": ["0.500", "–", "–"]
+    }  # fmt: skip
+
+
 def test_a_run_without_policies_has_a_page(tmp_path: Path) -> None:
     write_run(tmp_path, {}, prompts=3)
     alone = findings.gather(tmp_path / "artifacts", {}, Evaluate(), seed=1)

@@ -34,7 +34,14 @@ from tests.stages.local import Here
 
 GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
 WORKER = Worker(0, 1, "cpu", Journal(None))
-EVALUATE = config.Evaluate(answers=2, best_of=4, precision="float32", bootstrap=200, generation=GENERATION)
+SUITES = {"tone": config.Suite(path="data/suites/tone.jsonl")}
+EVALUATE = config.Evaluate(answers=2, best_of=4, precision="float32", bootstrap=200, generation=GENERATION, suites=SUITES)
+
+
+TONE = [
+    {"prompt": TESTED[0], "chosen": " sweet", "rejected": " a most foul night"},
+    {"prompt": TESTED[2], "chosen": " joy", "rejected": " joy"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[s
     """Both stages run as the runner runs them; their outputs moved into place."""
     root = tmp_path_factory.mktemp("project")
     write_inputs(root / "artifacts")
+    (root / "data" / "suites").mkdir(parents=True)
+    (root / SUITES["tone"].path).write_text("\n".join(map(json.dumps, TONE)), encoding="utf-8")
     settings, results = params(EVALUATE), {}
     for stage in ("evaluate_sft", "evaluate@ppo"):
         scratch = root / stage
@@ -174,6 +183,25 @@ def test_the_reward_model_scores_the_held_out_pairs(evaluated: tuple[Context, di
     assert scored["rejected_reward"].tolist() == pytest.approx(expected, abs=1e-5)
     assert scored["filler_reward"].tolist() == pytest.approx([alone(" sweet" + FILLER, True)] * 2, abs=1e-5)
     assert scored["rejected_tokens"].tolist()[1] == len(encode_completion(coder, " a most foul night", eos=False))
+
+
+def test_a_suite_is_asked_of_every_model(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    """Two pairs, one with equal sides, which is half right; the reward model is asked where the SFT model is evaluated."""
+    artifacts = evaluated[0].artifacts
+    for stage, name, model in (("evaluate_sft", "sft", "sft/model"), ("evaluate@ppo", "ppo", "policies/ppo/model")):
+        coder, lm = load_tokenizer(artifacts / model), load_causal_lm(artifacts / model)
+        sums = []
+        for side in ("chosen", "rejected"):
+            asked, said = encode_prompt(coder, TONE[0]["prompt"]), encode_completion(coder, TONE[0][side])
+            with torch.no_grad():
+                logps = lm(torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+            sums.append(float(logps[range(len(said)), said].sum()))
+        metrics = json.loads((artifacts / "evaluations" / name / "metrics.json").read_text(encoding="utf-8"))
+        found = metrics["suites"]["tone"]
+        assert found["accuracy"] == (0.5 + (sums[0] > sums[1])) / 2
+        assert found["rows"] == 2
+        assert ("reward_accuracy" in found) == (name == "sft")
+        assert evaluated[1][stage]["suites/tone/accuracy"] == found["accuracy"]
 
 
 def test_the_stage_returns_flat_numbers(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
