@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pipelines.diagnosis import Record, examine
 from pipelines.diagnosis.live import HEAD, TAIL, Live, recent
-from pipelines.runner import _seen
+from pipelines.journal import Journal
+from pipelines.runner import _followed, _seen
 from tests.diagnosis.histories import at, on_policy
 
 
@@ -25,6 +29,27 @@ def test_what_is_new_is_said_once() -> None:
     assert [len(some) for some in said] == [0, 0, 1, 0, 0, 0]
     assert said[2][0].startswith("alarm D8, clip fraction: clipped share of tokens 0.35 at step 14, limit 0.3")
     assert said[2][0].endswith("likely: the learning rate is too high")
+
+
+class Kept:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+
+    def log(self, lines: list[Any]) -> None:
+        """Keep them."""
+        self.lines += lines
+
+
+def test_a_running_stage_says_it_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, while the same lines go to the tracker."""
+    kept, journal = Kept(), Journal(tmp_path / "timings.jsonl")
+    with _followed(tmp_path / "timings.jsonl", "policy@ppo", (), kept, Live({"precision": "float32"})):  # type: ignore[arg-type]
+        for line in lines(**{"policy/clipfrac": at(10, 0.35, 0.1)}):
+            journal.log(line["step"], 40, line["metrics"])
+    assert capsys.readouterr().out.count("warning: alarm D8, clip fraction: clipped share of tokens 0.35 at step 14") == 1
+    assert [line["step"] for line in kept.lines] == list(range(41))
 
 
 def test_a_healthy_stage_and_one_without_settings_are_silent() -> None:
