@@ -24,7 +24,8 @@ from pipelines.evaluation.answers import answer, as_table
 from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
 from pipelines.evaluation.scored_pairs import FILLER
 from pipelines.journal import Journal
-from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.models.adapters import add_adapter, merge, save_adapter
+from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
 from pipelines.models.reward import group_folder, load_reward, save_reward, score
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
@@ -146,6 +147,29 @@ def test_snapshots_and_best_of_n_are_measured(evaluated: tuple[Context, dict[str
     assert best["step"].tolist() == [1, 2, 3, 4]
     assert best["reward"].is_monotonic_increasing
     assert not (ctx.scratch / "snapshot").exists()
+
+
+def test_a_snapshot_that_is_an_adapter_is_measured_on_the_sft_model(
+    evaluated: tuple[Context, dict[str, dict[str, float]]], tmp_path: Path
+) -> None:
+    """The snapshots of the default recipe: an adapter on SFT answers as the plain model does into which it is merged."""
+    ctx = evaluated[0]
+    sft, snapshot = ctx.artifacts / "sft" / "model", ctx.artifacts / "policies" / "ppo" / "snapshots" / "step-000003"
+    adapted = add_adapter(load_causal_lm(sft), config.Ppo(method="ppo", lora_r=2))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    save_adapter(adapted, snapshot)
+    try:
+        found = evaluate._over_steps(ctx, evaluate.held_out(ctx))
+    finally:
+        shutil.rmtree(snapshot)
+    assert sorted(found) == [2, 3]
+    save_model(merge(adapted), load_tokenizer(sft), tmp_path / "plain")
+    rows = answer(replace(evaluate.job_of(ctx, "ppo"), policy=tmp_path / "plain", brief=True), evaluate.held_out(ctx), WORKER)
+    assert found[3]["text"].tolist() == [row["text"] for row in rows]
+    assert found[3]["logprob"].tolist() == pytest.approx([row["logprob"] for row in rows], abs=1e-5)
+    assert (found[3]["logprob"] - found[3]["logprob_sft"]).abs().max() > 0.1, "it is another model than SFT"
 
 
 def test_the_held_out_demonstrations_are_read_with_their_eos(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
