@@ -3,6 +3,7 @@ reward jumped. Pure: what it looks at is read by who calls it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -46,13 +47,14 @@ class Audit:
         return [f"{name}: {one.detector} {one.signal}" for name, some in self.findings.items() for one in some if one.blocks]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines. ``blocking`` empty = no blocking finding."""
-        return {
+        """For machines. ``blocking`` empty = no blocking finding. A number that is not finite, which JSON has not, is None."""
+        content = {
             "blocking": self.blocking,
             "findings": {name: [asdict(one) | {"blocks": one.blocks} for one in some] for name, some in self.findings.items()},
             "attributions": {name: asdict(one) for name, one in self.attributions.items()},
             "spikes": {name: asdict(one) for name, one in self.spikes.items()},
         }
+        return dict(_for_json(content))
 
 
 def audit(known: Known, rescore: Callable[[str], Rescore | None] = lambda name: None) -> Audit:
@@ -73,6 +75,14 @@ def audit(known: Known, rescore: Callable[[str], Rescore | None] = lambda name: 
             samples = known.samples.get(name)
             spikes[name] = analyse(records[name], step, known.changed.get(name), samples, rescore(name))
     return Audit(findings, attributions, spikes)
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _record(known: Known, name: str) -> Record:

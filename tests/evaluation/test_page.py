@@ -192,6 +192,15 @@ def test_a_history_without_a_known_column_draws_nothing(gathered: findings.Findi
     assert names == ["frontier", "over_optimisation", "gold_distribution", "proxy", "reliability"]
 
 
+def test_a_held_out_judge_is_drawn_beside_the_reward(gathered: findings.Findings, drawn: list[plots.Plot]) -> None:
+    """Where a recipe names one; and the disagreement of an ensemble."""
+    watched = gathered.histories["ppo"].assign(**{"judge/held_out": 0.5, "reward/disagreement": 0.2})
+    changed = findings.Findings(**(vars(gathered) | {"histories": gathered.histories | {"ppo": watched}}))
+    added = {plot.name: plot.section for plot in plots.draw(changed)}
+    assert {name: added.pop(name) for name in ("held_out", "disagreement")} == {"held_out": "training", "disagreement": "more"}
+    assert list(added) == [plot.name for plot in drawn]
+
+
 def test_what_the_detectors_found_is_shown(html: str) -> None:
     text = " ".join(text for _, text in Visible(html).found)
     assert "alarm D8, clip fraction, from step 5" in text
