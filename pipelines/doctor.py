@@ -62,6 +62,7 @@ def known(root: Path, params: config.Params, names: Sequence[str]) -> Known:
     """Everything that is there of ``names``: histories, figures, settings, journals, answers."""
     from pipelines.data.tables import read_table
     from pipelines.diagnosis.audit import Known
+    from pipelines.evaluation.findings import actions_of
 
     artifacts = root / "artifacts"
     histories = {}
@@ -84,6 +85,7 @@ def known(root: Path, params: config.Params, names: Sequence[str]) -> Known:
         samples={name: read_table(path) for name, path in samples.items() if path.exists()},
         journals={name: _journal(root / ".runs" / stage, lock.get(stage, {})) for name, stage in stages.items()},
         changed={name: changes for name, stage in stages.items() if (changes := _changed(root, stage)) is not None},
+        actions=actions_of(artifacts, policies),
     )
 
 
@@ -188,11 +190,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 def written(made: Audit) -> list[str]:
     """The audit for people: a line a run, then what was found, why and what to do."""
+    from pipelines.diagnosis.actions import told
+
     lines: list[str] = []
     for name, findings in made.findings.items():
         alarms = sum(one.blocks for one in findings)
         count = f"{alarms} alarms, {len(findings) - alarms} warnings" if findings else "nothing found"
         lines += [f"{name}: {count}", *(line for one in findings for line in _finding(one))]
+        lines += [f"  acted at {told(one)}" for one in made.actions.get(name, ())]
     for attribution in made.attributions.values():
         lines += ["", *_attribution(attribution)]
     for name, spike in made.spikes.items():

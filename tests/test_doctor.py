@@ -122,6 +122,17 @@ def test_the_journal_is_of_the_run_that_made_what_is_there(root: Path) -> None:
         assert [one.detector for one in doctor.examined(root, "ppo").findings["ppo"]] == expected
 
 
+def test_what_a_run_has_done_by_itself_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    actions = [{"step": 14, "detector": "D8", "action": "lower_rate", "after": 14},
+               {"step": 20, "detector": "D9", "action": "roll_back", "after": 10}]  # fmt: skip
+    (root / "artifacts" / "policies" / "ppo" / "actions.json").write_text(json.dumps(actions))
+    _, said = asked(root, capsys=capsys)
+    assert said.count("acted at") == 2
+    assert "  acted at step 14: halved the learning rate (D8, clip fraction)\n" in said
+    assert "  acted at step 20: rolled back to step 10 (D9, entropy collapse)\n" in said
+    assert doctor.examined(root).as_json()["actions"] == {"ppo": actions}
+
+
 def test_a_history_is_what_a_file_must_hold(tmp_path: Path) -> None:
     write_table(pd.DataFrame({"loss": [1.0]}), tmp_path / "other.parquet")
     assert doctor.main([str(tmp_path / "other.parquet")], tmp_path) == 2

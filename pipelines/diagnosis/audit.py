@@ -31,15 +31,19 @@ class Known:
     samples: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     journals: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     changed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    actions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """As in actions.json, where the detectors have acted on a training."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """By name: findings of every training, the attribution of every evaluated policy, the eight steps where they were asked."""
+    """By name: findings of every training, the attribution of every evaluated policy, the eight steps where they were asked, and
+    what the detectors have done about a training."""
 
     findings: dict[str, list[Finding]]
     attributions: dict[str, Attribution]
     spikes: dict[str, Analysis]
+    actions: Mapping[str, Sequence[Mapping[str, Any]]]
 
     @property
     def blocking(self) -> list[str]:
@@ -53,6 +57,7 @@ class Audit:
             "findings": {name: [asdict(one) | {"blocks": one.blocks} for one in some] for name, some in self.findings.items()},
             "attributions": {name: asdict(one) for name, one in self.attributions.items()},
             "spikes": {name: asdict(one) for name, one in self.spikes.items()},
+            "actions": dict(self.actions),
         }
         return dict(_for_json(content))
 
@@ -74,7 +79,7 @@ def audit(known: Known, rescore: Callable[[str], Rescore | None] = lambda name: 
         if step is not None:
             samples = known.samples.get(name)
             spikes[name] = analyse(records[name], step, known.changed.get(name), samples, rescore(name))
-    return Audit(findings, attributions, spikes)
+    return Audit(findings, attributions, spikes, known.actions)
 
 
 def _for_json(value: Any) -> Any:

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.diagnosis.actions import told
 from pipelines.diagnosis.audit import Audit
 from pipelines.evaluation import summary
 from pipelines.evaluation.comparison import GREEDY
@@ -100,6 +101,7 @@ def render(found: Findings, plots: list[Plot], examples: int, audited: Audit | N
         examples=_examples(found, examples),
         figures=_figures(found),
         audit=audited,
+        acted={name: [told(one) for one in some] for name, some in found.actions.items()},
         models=[SFT, *found.policies],
         shown_first=max(found.policies, key=lambda name: metrics["policies"][name]["win_rate"], default=SFT),
         colours={name: slot(found, name) for name in [SFT, *found.policies]},

@@ -17,7 +17,7 @@ import torch
 from pipelines.config.policies import Diagnosis
 from pipelines.context import Worker
 from pipelines.diagnosis import Finding
-from pipelines.diagnosis.actions import choose
+from pipelines.diagnosis.actions import DONE, ORDER, choose
 from pipelines.errors import PrefloopError
 from pipelines.journal import Journal, read_from
 from pipelines.training.ppo import my_prompts
@@ -60,6 +60,10 @@ def test_three_at_the_most_with_a_pause_and_only_on_what_is_true_now() -> None:
     assert chosen([asking("lower_rate")], taken("raise_beta", "D4", 15)) == ("D8", "lower_rate")
     assert chosen([asking("lower_rate", step=19)]) is None
     assert chosen([asking("")]) is None
+
+
+def test_every_action_that_leaves_a_result_has_words() -> None:
+    assert set(DONE) == set(ORDER) - {"", "stop"}
 
 
 ACT = {"diagnosis": Diagnosis(act=True)}

@@ -209,6 +209,14 @@ def test_what_the_detectors_found_is_shown(html: str) -> None:
     assert "guarantee nothing" in text
 
 
+def test_what_a_run_has_done_by_itself_is_shown(gathered: findings.Findings) -> None:
+    action = {"step": 20, "detector": "D9", "action": "roll_back", "after": 10}
+    acting = findings.Findings(**(vars(gathered) | {"actions": {"ppo": [action]}}))
+    shown = page.render(acting, [], examples=1, audited=audited(gathered))
+    assert "<b>ppo</b> acted at step 20: rolled back to step 10 (D9, entropy collapse)</span>" in shown
+    assert "acted at" not in page.render(gathered, [], examples=1, audited=audited(gathered))
+
+
 def test_suites_are_among_the_figures(gathered: findings.Findings) -> None:
     """A row a figure; a dash where a model was not asked."""
     sft = gathered.metrics["sft"] | {"suites": {"tone": {"rows": 2, "accuracy": 0.75, "reward_accuracy": 0.5}}}
