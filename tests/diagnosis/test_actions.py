@@ -181,7 +181,7 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def turning(save_steps: int, steps: int) -> Any:
     """A rate so high, and a KL target so low, that step 2 is beyond five times the target (D4): rolled back. After that there
     is a pause of five steps."""
-    return params(steps=steps, save_steps=save_steps, kl_target=0.001, learning_rate=3e-3, **ACT)
+    return params(steps=steps, save_steps=save_steps, kl_target=0.001, adapter="none", learning_rate=1e-2, **ACT)
 
 
 def done(task: Any) -> list[tuple[int, str, str]]:
@@ -219,7 +219,8 @@ def test_a_batch_that_is_not_finite_leaves_the_rate_as_it_was_set(sft: Path, tmp
     """One of 16 prompts is poisoned: met in step 1 (left out) and again in step 7 or 8 (rolled back to the beginning). Between
     them the rate is halved, because the steps move too far (D3); it stays halved when they are taken once more."""
     prompts = [[2 + n % 10, 3 + n // 10] for n in range(16)]
-    settings = params(steps=8, batch_size=4, save_steps=100, learning_rate=1e-2, **ACT)
+    fast = {"adapter": "none", "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    settings = params(steps=8, batch_size=4, save_steps=100, **fast, **ACT)
     worker = Worker(0, 1, "cpu", Journal(None))
     asked = {step: my_prompts(job(sft, tmp_path, settings, prompts=prompts), worker, step)[0] for step in (1, 7, 8)}
     twice = next(prompt for prompt in asked[1] if prompt in asked[7] + asked[8])
