@@ -164,7 +164,10 @@ def _figures(found: Findings) -> list[tuple[str, list[str]]]:
     """The whole table of figures: label, one cell a model."""
     models = [found.metrics["sft"], *found.metrics["policies"].values()]
     rows = [(label, [shown(model.get(key), form) for model in models]) for key, label, form in FIGURES]
-    suites = {name: list(figures) for model in models for name, figures in model.get("suites", {}).items()}
+    suites: dict[str, dict[str, None]] = {}
+    for model in models:
+        for name, figures in model.get("suites", {}).items():  # the reward model is asked for the SFT model alone
+            suites.setdefault(name, {}).update(dict.fromkeys(figures))
     for suite, keys in sorted(suites.items()):
         for key in keys:
             form = ",.0f" if key == "rows" else ".3f"

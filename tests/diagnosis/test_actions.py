@@ -219,7 +219,7 @@ def test_a_batch_that_is_not_finite_leaves_the_rate_as_it_was_set(sft: Path, tmp
     """One of 16 prompts is poisoned: met in step 1 (left out) and again in step 7 or 8 (rolled back to the beginning). Between
     them the rate is halved, because the steps move too far (D3); it stays halved when they are taken once more."""
     prompts = [[2 + n % 10, 3 + n // 10] for n in range(16)]
-    fast = {"adapter": "none", "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    fast = {"adapter": "none", "learning_rate": 2e-2, "lr_scheduler_type": "constant"}
     settings = params(steps=8, batch_size=4, save_steps=100, **fast, **ACT)
     worker = Worker(0, 1, "cpu", Journal(None))
     asked = {step: my_prompts(job(sft, tmp_path, settings, prompts=prompts), worker, step)[0] for step in (1, 7, 8)}
@@ -229,7 +229,7 @@ def test_a_batch_that_is_not_finite_leaves_the_rate_as_it_was_set(sft: Path, tmp
     assert [(detector, action) for _, detector, action in done(task)] == [
         ("D1", "skip"), ("D3", "lower_rate"), ("D1", "roll_back")
     ]  # fmt: skip
-    assert pd.read_parquet(task.out / "history.parquet")["learning_rate"].tolist() == [5e-3] * 6
+    assert pd.read_parquet(task.out / "history.parquet")["learning_rate"].tolist() == [1e-2] * 6
 
 
 @pytest.mark.slow
