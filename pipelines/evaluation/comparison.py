@@ -17,8 +17,6 @@ GREEDY = "greedy"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Better = Callable[[list[str], list[str], list[str]], Sequence[float]]
 """Of prompts, our answers and theirs: by how much each of ours is better."""
-Better = Callable[[list[str], list[str], list[str]], Sequence[float]]
-"""Of prompts, our answers and theirs, by how much each of ours is better."""
 
 
 @dataclass(frozen=True)
