@@ -4,8 +4,7 @@
 
 Tiny models (tests/diagnosis/faults.py), a few seconds a run. A fault counts as found if its detector speaks within 5 steps
 after its window is full, counted from the first step at which the unsmoothed signal is beyond the limit (a policy needs time
-to learn a wrong thing), and names the injected cause first; one of served traffic (D21 to D23, tests/registry/test_drift.py) if
-it speaks within two windows. Clean runs must say nothing at all. ``--only`` renews some.
+to learn a wrong thing), and names the injected cause first. Clean runs must say nothing at all. ``--only`` renews some.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ from typing import Any
 from common import RESULTS, ROOT, facts, save
 
 sys.path.insert(0, str(ROOT))
-
-DRIFT = {"psi": "D21", "ks": "D22", "mmd": "D23"}
-SERVED = "served replies"
 
 
 def main() -> None:
@@ -45,9 +41,6 @@ def main() -> None:
         for name, run in faults.HEALTHY.items()
         if not only or name in only
     }
-    if not only or {SERVED, *DRIFT.values()} & set(only):
-        of_traffic, windows = drifted()
-        cases, clean = cases | of_traffic, clean | windows
     known = {"cases": before["cases"] | cases, "clean": before["clean"] | clean}
     save("diagnosis", {**facts("python benchmarks/diagnosis.py"), **known})
 
@@ -80,49 +73,6 @@ def measured(case: Any) -> dict[str, Any]:
         flush=True,
     )
     return result
-
-
-def drifted() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The drift detectors on windows of replies: prompts that become longer, replies that are cut; two clean windows a seed."""
-    import numpy as np
-
-    from tests.diagnosis.faults import SEEDS
-    from tests.registry import test_drift as served
-
-    def spoken(window: Any) -> list[str]:
-        return sorted({DRIFT[one.test] for one in served.judged(traffic, window) if one.level == "alarm"})
-
-    size, rng = served.SETTINGS.window, np.random.default_rng(1)
-    with tempfile.TemporaryDirectory(prefix="prefloop-diagnosis-") as folder:
-        traffic = served.served(Path(folder))
-        longer = served.replies(traffic[0], served.prompts(2 * size, rng, 12, 20), 3)
-        shorter = served.replies(traffic[0], served.prompts(2 * size, rng), 4, tokens=3)
-        faults = {"D21": ("prompts of 12 to 19 words instead of 3 to 8", longer)}
-        faults |= dict.fromkeys(("D22", "D23"), ("replies cut after 3 tokens instead of 12", shorter))
-        cases = {}
-        for detector, (fault, replies) in faults.items():
-            windows = [spoken(served.picked(replies, np.arange(size) + start)) for start in (0, size)]
-            near = spoken(served.mixed(traffic[4], served.picked(replies, np.arange(size)), 0.02, rng))
-            cases[detector] = {
-                "fault": fault,
-                "onset": 1,
-                "window": 1,
-                "warmup": 0,
-                "first": next((number for number, found in enumerate(windows, 1) if detector in found), None),
-                "cause": "",
-                "found": any(detector in found for found in windows),
-                "also": sorted({other for found in windows for other in found} - {detector}),
-                "near": "2 % of the window so",
-                "near_silent": detector not in near,
-                "near_also": [other for other in near if other != detector],
-            }
-            print(detector, cases[detector], flush=True)
-        clean = {}
-        for seed in SEEDS:
-            rows = np.random.default_rng(seed).choice(served.POOL, 2 * size, replace=False)
-            found = [spoken(served.picked(traffic[4], rows[start : start + size])) for start in (0, size)]
-            clean[str(seed)] = [{"detector": one} for window in found for one in window]
-    return cases, {SERVED: clean}
 
 
 def examined(run: Callable[[Path], Any]) -> tuple[Any, list[dict[str, Any]]]:

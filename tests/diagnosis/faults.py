@@ -27,7 +27,7 @@ from pipelines.data.tables import read_table, write_table
 from pipelines.diagnosis import Record, detector_of, examine
 from pipelines.evaluation.findings import labels
 from pipelines.journal import Journal, read_from
-from pipelines.training import checkpoints, dpo, offline, reward, sft
+from pipelines.training import checkpoints, dpo, offline, reward
 from pipelines.training import update as updates
 from pipelines.training.learner import Learner
 from pipelines.training.ppo import Job, train
@@ -307,14 +307,6 @@ def pairwise(place: Path, seed: int = 5, alike: bool = False, same: bool = False
     )
 
 
-def fine_tuning(place: Path, seed: int = 5) -> Record:
-    """Train on demonstrations in which every speaker says the same thing."""
-    model, table, journal = small.model_folder(place / "base"), helpers.demonstrations(place), place / "journal.jsonl"
-    training = config.Sft(adapter="none", precision="float32", batch_size=8, micro_batch_size=8, num_train_epochs=12)
-    sft.train(sft.Job(model, table, place / "out", place / "scratch", training, seed), helpers.worker(journal))
-    return Record("sft", read_table(place / "out" / "history.parquet"), training.model_dump(), journal=read_from(journal, 0)[0])
-
-
 Run = Callable[[Path], Record]
 Onset = Callable[[Record], int]
 
@@ -514,8 +506,6 @@ SEEDS = (1, 2, 3, 4, 5)
 HEALTHY: dict[str, Callable[[Path, int], Record]] = {
     "PPO": lambda place, seed: on_policy(place, seed, judge=Scored(kind)),
     "PPO, ensemble of three": lambda place, seed: ensemble(place, seed),
-    "GRPO": lambda place, seed: on_policy(place, seed, method="grpo", samples_per_prompt=4, batch_size=16),
     "DPO": lambda place, seed: pairwise(place, seed),
     "reward model": lambda place, seed: reward_model(place, seed),
-    "SFT": lambda place, seed: fine_tuning(place, seed),
 }

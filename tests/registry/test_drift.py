@@ -20,7 +20,6 @@ SETTINGS = Monitor()
 WORDS = " ".join(TEXT).split()
 POOL, PROMPTS, ANSWERS = 3000, 200, 3
 Rows = tuple[dict[str, drift.Floats], drift.Floats]
-Traffic = tuple[Models, Rows, list[int], drift.Noise, Rows]
 
 
 def test_psi_by_hand() -> None:
@@ -56,13 +55,10 @@ def replies(models: Models, asked: list[str], seed: int, tokens: int = 12) -> Ro
 
 
 @pytest.fixture(scope="module")
-def traffic(tmp_path_factory: pytest.TempPathFactory) -> Traffic:
-    return served(tmp_path_factory.mktemp("served"))
-
-
-def served(place: Path) -> Traffic:
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, Rows, list[int], drift.Noise, Rows]:
     """A reference of 200 prompts with 3 answers each, what chance can do, and 3,000 replies to other prompts of the same kind."""
-    folder, sft = model_folder(place / "model", 1), model_folder(place / "sft", 2)
+    folder: Path = model_folder(tmp_path_factory.mktemp("model"), 1)
+    sft = model_folder(tmp_path_factory.mktemp("sft"), 2)
     models, rng = Models(folder, sft, None), np.random.default_rng(7)
     asked = [text for text in prompts(PROMPTS, rng) for _ in range(ANSWERS)]
     clusters = [row // ANSWERS for row in range(len(asked))]
@@ -71,7 +67,7 @@ def served(place: Path) -> Traffic:
     return models, reference, clusters, noise, replies(models, prompts(POOL, rng), 2)
 
 
-def judged(traffic: Traffic, window: Rows) -> list[drift.Finding]:
+def judged(traffic: tuple, window: Rows) -> list[drift.Finding]:
     _, reference, clusters, noise, _ = traffic
     return drift.findings(reference[0], window[0], clusters, (reference[1], window[1]), noise, SETTINGS, 0)
 
