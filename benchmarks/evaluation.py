@@ -52,16 +52,16 @@ def main() -> None:
         return
     kept = RESULTS / "evaluation.json"
     result = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    known = facts("python benchmarks/evaluation.py" + ("" if len(options.parts) == 2 else f" --parts {options.parts[0]}"))
     if "models" in options.parts:
         found = {name: _alone("--one", name, "--artifacts", str(options.artifacts)) for name in options.policies}
-        result |= {"models": {name: one["seconds"] for name, one in found.items()}}
-        result |= {"answers": next(iter(found.values()))["answers"]}
+        seconds = {name: one["seconds"] for name, one in found.items()}
+        result["models"] = {"seconds": seconds, "answers": next(iter(found.values()))["answers"]} | known
     if "report" in options.parts:
         with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
             made(Path(folder))
-            result["report"] = _alone("--one", folder) | opened(Path(folder))
-    command = "python benchmarks/evaluation.py" + ("" if len(options.parts) == 2 else f" --parts {options.parts[0]}")
-    save("evaluation", result | facts(command))
+            result["report"] = _alone("--one", folder) | opened(Path(folder)) | known
+    save("evaluation", result)
 
 
 def model(artifacts: Path, name: str) -> dict[str, Any]:

@@ -208,20 +208,20 @@ def evaluation() -> str:
     if result is None:
         return "Not measured yet.\n"
     rows = ["| what | seconds | of generation | allowed |", "|---|---|---|---|"]
-    for name, phases in sorted(result.get("models", {}).items()):
+    models, report = result.get("models"), result.get("report")
+    for name, phases in sorted(models["seconds"].items() if models else ()):
         made = phases["sampled answers"]
         scoring = sum(phases[part] for part in ("policy and SFT", "reward model", "judge"))
-        rows.append(f"| {name}: {result['answers']} sampled answers | {made:.1f} | | |")
+        rows.append(f"| {name}: {models['answers']} sampled answers | {made:.1f} | | |")
         rows.append(f"| {name}: scoring them | {scoring:.1f} | **{scoring / made:.2f}** | 0.7 |")
         for part in ("policy and SFT", "reward model", "judge", "base model", "greedy answers", "demonstrations", "phrasings"):
             rows.append(f"| {name}: {part} | {phases[part]:.1f} | {phases[part] / made:.2f} | |")
-    report = result.get("report")
     if report:
         rows.append(
             f"| report of {report['policies']} policies, {report['answers']:,} answers | {report['seconds']:.1f} | | 20 |"
         )
         rows.append(f"| opened ({report['bytes'] / 1e6:.1f} MB) | {report['opened']:.2f} | | 2 |")
-    return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
+    return "\n".join(rows) + f"\n\n{' '.join(_provenance(part) for part in (models, report) if part)}\n"
 
 
 def over_optimisation() -> str:

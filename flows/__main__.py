@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--judge", default="gold", metavar="JUDGE", type=_judge,
-        help="gold (the recipe's judge), reward (its reward model) or a JSONL file of votes (default: gold)",
+        help="gold (the recipe's judge), reward (its reward model), a YAML file with another or a JSONL file of votes",
     )  # fmt: skip
     compare.set_defaults(action=do_compare)
 

@@ -20,6 +20,8 @@ from tasks import processes
 
 START_TIMEOUT = 90.0
 SERVER_GRACE = 20.0
+PAGE_PORT = 4200
+"""Where `make ui` shows what the embedded server has recorded, on 127.0.0.1."""
 APP = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--log-level", "error", "--lifespan", "on"]
 
 
@@ -111,6 +113,8 @@ def server() -> Iterator[None]:
             env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    shown = "PREFECT_UI_URL" in os.environ
+    os.environ.setdefault("PREFECT_UI_URL", f"http://127.0.0.1:{PAGE_PORT}")  # this server has no pages of its own
     try:
         from prefect.context import refresh_global_settings_context
 
@@ -123,6 +127,8 @@ def server() -> Iterator[None]:
     finally:
         _send_what_is_queued()
         os.environ.pop("PREFECT_API_URL", None)
+        if not shown:
+            os.environ.pop("PREFECT_UI_URL")
         processes.stop(process, SERVER_GRACE)
 
 

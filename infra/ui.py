@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flows import environment  # noqa: E402  (the script is called by its path)
-from pipelines.adapters.spool import store_uri  # noqa: E402
+from pipelines.adapters.spool import PAGE_PORT, store_uri  # noqa: E402
 from pipelines.errors import EnvironmentFault  # noqa: E402
 from tasks import processes  # noqa: E402
 
@@ -36,8 +36,8 @@ STOP_SECONDS = 10.0
 def main() -> int:
     """Start what is not configured elsewhere, say where, wait for Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prefect-port", type=int, default=4200)
-    parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--prefect-port", type=int, default=environment.PAGE_PORT)
+    parser.add_argument("--mlflow-port", type=int, default=PAGE_PORT)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.chdir(ROOT)

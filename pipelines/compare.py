@@ -2,14 +2,15 @@
 
 Reads     artifacts/evaluations/NAME/samples.parquet of a policy and of ``sft`` where it is there; other models (``base``, a
           folder) answer the same prompts from the same seeds now
-Writes    nothing
+Writes    nothing but what a judge that is a model remembers under .runs/judges
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +19,11 @@ from pipelines import challenge, config
 from pipelines.context import seed_for
 from pipelines.data.tables import read_table
 from pipelines.errors import ConfigurationError, PrefloopError
-from pipelines.evaluation.comparison import Comparison, Paired, paired, summed
+from pipelines.evaluation.comparison import Comparison, Paired, paired, paired_by, summed
 from pipelines.evaluation.figures import describe
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.evaluation.votes import judged_by, read_votes
+from pipelines.judges import compare, compares
 
 SFT = "sft"
 
@@ -36,7 +38,9 @@ def main(arguments: Sequence[str], root: Path) -> int:
         params = config.load()
         names = (shown_name(options.models[0]), shown_name(options.models[1]))
         tables = [samples_of(root, params, name) for name in options.models]
-        print("\n".join(report(names, tables, summed_by(options.judge, names, tables, params))))
+        pairs, figures = compared(options.judge, names, tables, params, root)
+        found = summed(pairs, params.evaluate.bootstrap, seed_for(params.seed, "bootstrap"))
+        print("\n".join(report(names, tables, found, figures)))
         return 0
     except PrefloopError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,21 +49,47 @@ def main(arguments: Sequence[str], root: Path) -> int:
         return 130
 
 
-def summed_by(judge: str, names: tuple[str, str], tables: Sequence[pd.DataFrame], params: config.Params) -> Comparison:
-    """The comparison by ``gold`` (the recipe's judge), ``reward`` (the reward model) or a file of people's votes."""
-    return summed(compared(judge, names, tables, params), params.evaluate.bootstrap, seed_for(params.seed, "bootstrap"))
+def compared(
+    judge: str, names: tuple[str, str], tables: Sequence[pd.DataFrame], params: config.Params, root: Path
+) -> tuple[Paired, dict[str, float]]:
+    """The comparisons one by one, and figures of the judge: ``gold`` (the recipe's judge), ``reward`` (the reward model), a YAML
+    file with another judge, or a file of people's votes.
 
-
-def compared(judge: str, names: tuple[str, str], tables: Sequence[pd.DataFrame], params: config.Params) -> Paired:
-    """The comparisons one by one. Scores of the reward model have no natural margin: only equal ones tie."""
+    Scores of the reward model have no natural margin: only equal ones tie. A language model is shown both answers, in both
+    orders, whatever it said of each alone.
+    """
+    settings = params.preferences.judge
+    if judge == "gold" and compares(settings):
+        return _asked(settings, tables, params, root)
     if judge in ("gold", "reward"):
-        return paired(tables[0], tables[1], judge, params.evaluate.tie_margin if judge == "gold" else 0.0)
+        return paired(tables[0], tables[1], judge, params.evaluate.tie_margin if judge == "gold" else 0.0), {}
     path = Path(judge)
     if not path.is_file():
-        raise ConfigurationError(f"--judge {judge}: gold (the recipe's judge), reward (its reward model), or a file of votes")
+        raise ConfigurationError(
+            f"--judge {judge}: gold (the recipe's judge), reward (its reward model), a YAML file with a judge, or a file of votes"
+        )
+    if path.suffix in (".yaml", ".yml"):
+        return _asked(config.load_judge(path), tables, params, root)
     if names[0] == names[1]:
         raise ConfigurationError(f"{names[0]} {names[1]}: votes name the winner, so the two models need different names")
-    return judged_by(read_votes(path, names), tables[0], tables[1], path.name)
+    return judged_by(read_votes(path, names), tables[0], tables[1], path.name), {}
+
+
+def _asked(
+    judge: config.Judge, tables: Sequence[pd.DataFrame], params: config.Params, root: Path
+) -> tuple[Paired, dict[str, float]]:
+    """The comparisons by a judge who is asked now, and its figures."""
+    from pipelines.adapters.cluster import connect
+
+    figures: dict[str, float] = {}
+
+    def better(prompts: list[str], ours: list[str], theirs: list[str]) -> list[float]:
+        said = compare(judge, root, cluster, prompts, ours, theirs)
+        figures.update(said.figures)
+        return said.differences
+
+    with tempfile.TemporaryDirectory(prefix="prefloop-") as place, connect(params.runtime, Path(place) / "journal") as cluster:
+        return paired_by(tables[0], tables[1], better, params.evaluate.tie_margin), figures
 
 
 def samples_of(root: Path, params: config.Params, model: str) -> pd.DataFrame:
@@ -85,8 +115,10 @@ def folder_of(root: Path, params: config.Params, model: str) -> Path:
     return Path(model)
 
 
-def report(names: tuple[str, str], tables: Sequence[pd.DataFrame], found: Comparison) -> list[str]:
-    """The comparison in lines: who wins, how surely, and what both models' answers are like."""
+def report(
+    names: tuple[str, str], tables: Sequence[pd.DataFrame], found: Comparison, judge: Mapping[str, float] | None = None
+) -> list[str]:
+    """The comparison in lines: who wins, how surely, and what both models' answers are like. ``judge``: figures of the judge."""
     low, high = found.interval
     verdict = "beats" if low > 0.5 else "loses to" if high < 0.5 else "is not surely different from"
     lines = [
@@ -98,9 +130,11 @@ def report(names: tuple[str, str], tables: Sequence[pd.DataFrame], found: Compar
         f"length-controlled  {100 * found.length_controlled:.1f} %   95 % interval "
         f"{100 * found.length_controlled_interval[0]:.1f} to {100 * found.length_controlled_interval[1]:.1f} %",
         f"sign test          {found.signs.won} prompts won, {found.signs.lost} lost, p = {found.signs.p:.3g}",
-        "",
-        f"{'':<18} {names[0]:>12} {names[1]:>12}",
     ]
+    if judge and "position_bias" in judge:
+        share = f"stronger than its preference in {100 * judge['position_decided']:.1f} % of the comparisons"
+        lines.append(f"judge's leaning    {judge['position_bias']:+.2f} nats to the answer shown first, {share}; taken out")
+    lines += ["", f"{'':<18} {names[0]:>12} {names[1]:>12}"]
     figures = [describe(table) for table in tables]
     for label, key in (("gold score", "gold_mean"), ("reward", "reward_mean"), ("KL to SFT (nats)", "kl"), ("tokens", "length"),
                        ("ends by itself", "eos_rate"), ("perplexity", "perplexity")):  # fmt: skip

@@ -62,6 +62,7 @@ def known(root: Path, params: config.Params, names: Sequence[str]) -> Known:
     """Everything that is there of ``names``: histories, figures, settings, journals, answers."""
     from pipelines.data.tables import read_table
     from pipelines.diagnosis.audit import Known
+    from pipelines.evaluation.findings import actions_of
 
     artifacts = root / "artifacts"
     histories = {}
@@ -75,13 +76,16 @@ def known(root: Path, params: config.Params, names: Sequence[str]) -> Known:
     samples = {name: artifacts / "evaluations" / name / "samples.parquet" for name in [SFT, *policies]}
     settings: dict[str, config.Training] = {SFT: params.sft, REWARD: params.reward, **params.policies}
     stages = {name: name if name in (SFT, REWARD) else f"policy@{name}" for name in histories}
+    path = root / "dvc.lock"
+    lock = _stages(path.read_text(encoding="utf-8")) if path.exists() else {}
     return Known(
         histories=histories,
         metrics=_metrics(artifacts, policies),
         settings={name: settings[name].model_dump() for name in histories},
         samples={name: read_table(path) for name, path in samples.items() if path.exists()},
-        journals={name: _journal(root / ".runs" / stage) for name, stage in stages.items()},
+        journals={name: _journal(root / ".runs" / stage, lock.get(stage, {})) for name, stage in stages.items()},
         changed={name: changes for name, stage in stages.items() if (changes := _changed(root, stage)) is not None},
+        actions=actions_of(artifacts, policies),
     )
 
 
@@ -129,31 +133,35 @@ def _of_run(root: Path, run_id: str) -> Known:
     return Known({name: pd.DataFrame(rows)})
 
 
-def _journal(folder: Path) -> list[Mapping[str, Any]]:
-    """The lines of the newest timings.jsonl of a stage; a stage that DVC restored from its cache has none."""
+def _journal(folder: Path, locked: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The lines of the run that has made what is there, by the hashes in dvc.lock; none where DVC restored it from its cache."""
     from pipelines.journal import read_from
 
+    outs = {out["path"]: out.get("md5") for out in locked.get("outs", [])}
     found = sorted(folder.glob("*/timings.jsonl"), key=lambda path: path.stat().st_mtime)
-    return list(read_from(found[-1], 0)[0]) if found else []
+    made = _json(folder / "last.json").get("outs")
+    return list(read_from(found[-1], 0)[0]) if found and outs and made == outs else []
 
 
 def _changed(root: Path, stage: str) -> list[str] | None:
     """What the stage reads with other hashes in dvc.lock than in the recorded one (git HEAD); None where none is recorded."""
     import subprocess
 
-    from ruamel.yaml import YAML
-
     done = subprocess.run(["git", "show", "HEAD:dvc.lock"], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode or not (root / "dvc.lock").exists():
         return None
-    yaml = YAML(typ="safe")
-    texts = (done.stdout, (root / "dvc.lock").read_text(encoding="utf-8"))
-    then, now = ((yaml.load(text) or {}).get("stages", {}).get(stage) for text in texts)
+    then, now = (_stages(text).get(stage) for text in (done.stdout, (root / "dvc.lock").read_text(encoding="utf-8")))
     if then is None or now is None:
         return None
     before, after = ({dep["path"]: dep.get("md5") for dep in one.get("deps", [])} for one in (then, now))
     paths = [path for path in sorted(before | after) if before.get(path) != after.get(path)]
     return [*paths, *(["parameters"] if then.get("params") != now.get("params") else [])]
+
+
+def _stages(lock: str) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    return dict((YAML(typ="safe").load(lock) or {}).get("stages", {}))
 
 
 def _rescore(root: Path, params: config.Params, name: str) -> Rescore | None:
@@ -182,11 +190,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 def written(made: Audit) -> list[str]:
     """The audit for people: a line a run, then what was found, why and what to do."""
+    from pipelines.diagnosis.actions import told
+
     lines: list[str] = []
     for name, findings in made.findings.items():
         alarms = sum(one.blocks for one in findings)
         count = f"{alarms} alarms, {len(findings) - alarms} warnings" if findings else "nothing found"
         lines += [f"{name}: {count}", *(line for one in findings for line in _finding(one))]
+        lines += [f"  acted at {told(one)}" for one in made.actions.get(name, ())]
     for attribution in made.attributions.values():
         lines += ["", *_attribution(attribution)]
     for name, spike in made.spikes.items():

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks import versions
+from pipelines.adapters.spool import page_of
+from tasks import locks, versions
 
 PAGE = Path(".runs/report/index.html")
 SEEDS = Path(".runs/seeds.json")
@@ -61,8 +62,9 @@ def report(root: Path, mlflow_run: str, flow_run: str) -> Path | None:
     source = root / "artifacts" / "report" / "index.html"
     if not source.exists():
         return None
-    rows = lineage(root, mlflow_run or _recorded_run(root), flow_run)
-    cells = "".join(f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in rows.items())
+    mlflow_run = mlflow_run or _recorded_run(root)
+    rows, shown = lineage(root, mlflow_run, flow_run), pages(root, mlflow_run, flow_run)
+    cells = "".join(f"<dt>{html.escape(name)}</dt><dd>{_cell(value, shown.get(name, ''))}</dd>" for name, value in rows.items())
     box = f'{seeds(root)}{since.section(root)}<section id="lineage"><h2>Where this page comes from</h2><dl>{cells}</dl></section>'
     before, mark, after = source.read_text(encoding="utf-8").rpartition("</body>")
     return _write(root, before + box + mark + after if mark else after + box)
@@ -117,10 +119,30 @@ def lineage(root: Path, mlflow_run: str, flow_run: str) -> dict[str, str]:
         path = root / name
         if path.exists():
             rows[f"{name} (sha256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    lock = locks.parse((root / "dvc.lock").read_text(encoding="utf-8")) if (root / "dvc.lock").exists() else {}
+    if "prepare" in lock:
+        rows["prepared data (sha256)"] = locks.digest(locks.hashes(lock, "prepare"))
     return rows | {
         "MLflow run": mlflow_run or "none: no stage ran",
         "Prefect flow run": flow_run or "none: everything was up to date",
     }
+
+
+def pages(root: Path, mlflow_run: str, flow_run: str) -> dict[str, str]:
+    """Where the two runs of ``lineage`` are shown: on the servers that are configured, else by `make ui`."""
+    found = {"MLflow run": page_of(root, mlflow_run)} if mlflow_run else {}
+    if flow_run:
+        from prefect.utilities.urls import url_for
+
+        found["Prefect flow run"] = url_for("flow-run", obj_id=flow_run) or ""
+    return found
+
+
+def _cell(value: str, page: str) -> str:
+    """A value, as a link where it has a page."""
+    code = f"<code>{html.escape(value)}</code>"
+    note = ' <span class="quiet">(while <code>make ui</code> runs)</span>' if page.startswith("http://127.0.0.1") else ""
+    return f'<a href="{html.escape(page)}">{code}</a>{note}' if page else code
 
 
 def commit(root: Path) -> str:

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from flows.__main__ import parser
 from pipelines import compare, config
 from pipelines.errors import ConfigurationError
+from pipelines.evaluation.comparison import summed
+from tests.judges import models
+from tests.judges.server import BIAS, serving
 from tests.project import PARAMS, ROOT
 from tests.small import model_folder
 from tests.stages.inputs import write_inputs
@@ -53,10 +57,47 @@ def test_the_same_weights_under_two_names_tie(project: Path, monkeypatch: pytest
     params = config.load()
     tables = [compare.samples_of(project, params, model) for model in ("ppo", "elsewhere/twin")]
     for judge in ("gold", "reward"):
-        found = compare.summed_by(judge, ("ppo", "twin"), tables, params)
-        assert (found.comparisons, found.tie, found.win_rate) == (6, 1.0, 0.5)
+        pairs, figures = compare.compared(judge, ("ppo", "twin"), tables, params, project)
+        found = summed(pairs, 200, 1)
+        assert (found.comparisons, found.tie, found.win_rate, figures) == (6, 1.0, 0.5, {})
     lines = compare.report(("ppo", "twin"), tables, found)
     assert lines[0] == "ppo is not surely different from twin"
+    assert not [line for line in lines if "leaning" in line]
+
+
+def answered(*texts: str) -> pd.DataFrame:
+    """A samples table of two prompts with two answers each."""
+    rows = [{"prompt_id": f"t{i // 2}", "prompt": "LEAR:", "answer": "AB"[i % 2], "text": text} for i, text in enumerate(texts)]
+    scores = dict.fromkeys(("reward", "gold", "logprob", "logprob_sft", "base_nll", "entropy"), 0.0)
+    return pd.DataFrame(rows).assign(**scores, tokens=4, base_tokens=3, ended=True)
+
+
+def test_a_constitution_is_shown_both_answers_in_both_orders(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge adds 1.5 nats to the answer shown first and else counts vowels: 3 to 0, 0 to 5, 2 to 1 and 0 to 0, so we win two,
+    lose one and tie one. In one order alone the tie would be won; with a margin of 1 the third is a tie too."""
+    monkeypatch.chdir(project)
+    ours, theirs = answered("aei", "b", "ou", "xyz"), answered("b", "aeiou", "a", "xyz!")
+    with serving() as server:
+        section = {"principles": models.principles(project), "endpoint": {"url": server.url, "model": "m"}}
+        section["endpoint"] |= {"requests_per_minute": 100_000}
+        (project / "kind.yaml").write_text(json.dumps({"kind": "constitution", "constitution": section}), encoding="utf-8")
+        params = config.load()
+        pairs, figures = compare.compared("kind.yaml", ("ppo", "sft"), [ours, theirs], params, project)
+        assert pairs.outcomes.tolist() == [1.0, 0.0, 1.0, 0.5]
+        assert pairs.prompts == ["t0", "t0", "t1", "t1"]
+        assert len(server.requests) == 8
+        assert figures["position_bias"] == pytest.approx(BIAS)
+        turned, _ = compare.compared("kind.yaml", ("sft", "ppo"), [theirs, ours], params, project)
+        assert turned.outcomes.tolist() == [0.0, 1.0, 0.0, 0.5]
+        # the recipe's own judge is asked in the same way
+        judge = params.preferences.model_copy(update={"judge": config.load_judge(project / "kind.yaml")})
+        evaluate = params.evaluate.model_copy(update={"tie_margin": 1.0})
+        changed = params.model_copy(update={"preferences": judge, "evaluate": evaluate})
+        wide, _ = compare.compared("gold", ("ppo", "sft"), [ours, theirs], changed, project)
+        assert wide.outcomes.tolist() == [1.0, 0.0, 0.5, 0.5]
+    lines = compare.report(("ppo", "sft"), [ours, theirs], summed(pairs, 200, 1), figures)
+    leaning = "judge's leaning    +1.50 nats to the answer shown first, stronger than its preference in 50.0 % of the comparisons"
+    assert f"{leaning}; taken out" in lines
 
 
 def test_what_is_no_model_or_judge_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +106,9 @@ def test_what_is_no_model_or_judge_is_refused(project: Path, monkeypatch: pytest
     with pytest.raises(ConfigurationError, match=r"nobody: neither a model of params.yaml \(base, sft, ppo\) nor a folder"):
         compare.folder_of(project, params, "nobody")
     with pytest.raises(ConfigurationError, match="--judge oracle: gold"):
-        compare.compared("oracle", ("a", "b"), [], params)
+        compare.compared("oracle", ("a", "b"), [], params, project)
     with pytest.raises(ConfigurationError, match="need different names"):
-        compare.compared("votes.jsonl", ("a", "a"), [], params)
+        compare.compared("votes.jsonl", ("a", "a"), [], params, project)
 
 
 def test_the_callers_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The configuration: every recipe parses, and what is wrong is named with its place and the nearest valid name."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,24 @@ def test_gold_may_not_watch(tmp_path: Path) -> None:
         told(CLASSIFIER, gold=True)
     assert told(CLASSIFIER | {"classifier": TONE | {"label": "harsh"}}, gold=True).policies
     assert told({"callable": "pipelines.judges.mine:score"}, gold=True).policies
+
+
+def test_a_judge_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """An opinion unless it says otherwise; mistakes are named as they are in params.yaml."""
+    path = tmp_path / "judge.yaml"
+    path.write_text(json.dumps(CLASSIFIER), encoding="utf-8")
+    assert config.load_judge(path) == config.Judge(**CLASSIFIER, gold=False)
+    path.write_text("kind: lexicon\ngold: true\n", encoding="utf-8")
+    assert config.load_judge(path).gold
+    for text, said in (
+        ("kind: lexicon\ngolden: true\n", "judge.yaml: preferences.judge.golden: unknown key; did you mean 'gold'"),
+        ("kind: lexikon\n", "did you mean 'lexicon'"),
+        ("- lexicon\n", "expected a mapping"),
+        ("kind: [\n", "not valid YAML"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigurationError, match=said):
+            config.load_judge(path)
 
 
 def test_not_yaml_and_missing_files_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipelines.data.tables import write_table
 from pipelines.diagnosis import examine, method_of
 from pipelines.diagnosis.finding import Record
 from pipelines.errors import ConfigurationError
+from pipelines.journal import Journal
 from tests.diagnosis.histories import at, on_policy
 from tests.evaluation.synthetic import write_run
 
@@ -105,6 +106,31 @@ def test_changed_hashes_are_read_from_the_recorded_lock(root: Path) -> None:
     (root / "dvc.lock").write_text(lock.format("bbb", 2))
     assert doctor._changed(root, "policy@ppo") == ["artifacts/reward", "parameters"]
     assert doctor._changed(root, "policy@dpo") is None
+
+
+def test_the_journal_is_of_the_run_that_made_what_is_there(root: Path) -> None:
+    """Steps 12 to 14 took four times as long: a stall (D25), unless another run's outputs have been restored since."""
+    folder = root / ".runs" / "policy@ppo"
+    (folder / "key").mkdir(parents=True)
+    journal = Journal(folder / "key" / "timings.jsonl")
+    for step in range(1, 16):
+        journal.log(step, 15, {"loss": 0.5}, {"step_seconds": 4.0 if step in (12, 13, 14) else 1.0})
+    lock = "stages:\n  policy@ppo:\n    outs:\n    - path: artifacts/policies/ppo\n      md5: {}.dir\n"
+    (folder / "last.json").write_text(json.dumps({"outs": {"artifacts/policies/ppo": "aaa.dir"}}))
+    for md5, expected in (("aaa", ["D8", "D25"]), ("bbb", ["D8"])):
+        (root / "dvc.lock").write_text(lock.format(md5))
+        assert [one.detector for one in doctor.examined(root, "ppo").findings["ppo"]] == expected
+
+
+def test_what_a_run_has_done_by_itself_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    actions = [{"step": 14, "detector": "D8", "action": "lower_rate", "after": 14},
+               {"step": 20, "detector": "D9", "action": "roll_back", "after": 10}]  # fmt: skip
+    (root / "artifacts" / "policies" / "ppo" / "actions.json").write_text(json.dumps(actions))
+    _, said = asked(root, capsys=capsys)
+    assert said.count("acted at") == 2
+    assert "  acted at step 14: halved the learning rate (D8, clip fraction)\n" in said
+    assert "  acted at step 20: rolled back to step 10 (D9, entropy collapse)\n" in said
+    assert doctor.examined(root).as_json()["actions"] == {"ppo": actions}
 
 
 def test_a_history_is_what_a_file_must_hold(tmp_path: Path) -> None:

@@ -19,15 +19,25 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = "prefloop"
 RESPAWN_SECONDS = 5.0
+PAGE_PORT = 5000
+"""Where `make ui` shows a store without a server of its own, on 127.0.0.1."""
 
 
 def store_uri(root: Path) -> str:
     """Where runs are kept: MLFLOW_TRACKING_URI, or a SQLite file in the project."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def page_of(root: Path, run_id: str) -> str:
+    """Where a run is shown: on the tracking server (without the password that its address may hold), or by `make ui`."""
+    address = urlsplit(store_uri(root))
+    server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return f"{server if address.scheme in ('http', 'https') else f'http://127.0.0.1:{PAGE_PORT}'}/#/runs/{run_id}"
 
 
 def folder_of(root: Path) -> Path:

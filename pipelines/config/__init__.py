@@ -42,7 +42,7 @@ __all__ = [
     "LABELS_FILE", "NAME", "PAIRS_FILE", "PARAMS", "AnyPolicy", "Base", "Classifier", "Collect", "Constitution", "Count", "Dpo",
     "Endpoint", "Evaluate", "Fraction", "Generation", "HeldOut", "Judge", "Kto", "Member", "Offline", "Orpo", "Params",
     "Positive", "Ppo", "Precision", "Preferences", "Prepare", "RayRuntime", "Rejection", "Report", "Reward", "RewardTerm",
-    "Runtime", "SavedReward", "Scored", "Scorer", "Scratch", "Section", "Sft", "Suite", "Training", "load",
+    "Runtime", "SavedReward", "Scored", "Scorer", "Scratch", "Section", "Sft", "Suite", "Training", "load", "load_judge",
 ]  # fmt: skip
 
 PARAMS = Path("params.yaml")
@@ -184,15 +184,32 @@ def load(path: Path = PARAMS) -> Params:
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file; `prefloop use shakespeare` writes the default recipe there")
     try:
+        return Params.model_validate(_mapping(path))
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: " + "; ".join(_explained(item) for item in error.errors())) from error
+
+
+def load_judge(path: Path) -> Judge:
+    """Read and check a file that holds what may stand under ``preferences.judge``; not gold unless it says so.
+
+    Raises ConfigurationError as ``load`` does.
+    """
+    try:
+        return Judge.model_validate({"gold": False, **_mapping(path)})
+    except ValidationError as error:
+        items: list[Any] = [{**item, "loc": ("preferences", "judge", *item["loc"])} for item in error.errors()]
+        raise ConfigurationError(f"{path}: " + "; ".join(map(_explained, items))) from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file holds, which has to be a mapping."""
+    try:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigurationError(f"{path}: " + "; ".join(_explained(item) for item in error.errors())) from error
+    return raw
 
 
 def _explained(item: Any) -> str:

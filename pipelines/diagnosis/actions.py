@@ -7,12 +7,20 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from pipelines.diagnosis.finding import Action, Finding
+from pipelines.diagnosis.table import detector_of
 
 ORDER: tuple[Action, ...] = get_args(Action)
 MOST = 3
 """Automatic actions a run."""
 PAUSE = 5
 """Steps after an action in which none follows: what it does has to be seen first."""
+DONE = {
+    "skip": "left its batch out",
+    "raise_beta": "raised beta",
+    "lower_rate": "halved the learning rate",
+    "roll_back": "rolled back to step {after}",
+    "finish": "ended the run with step {after}",
+}
 
 
 def choose(findings: Sequence[Finding], step: int, taken: Sequence[Mapping[str, Any]]) -> Finding | None:
@@ -37,3 +45,9 @@ def choose(findings: Sequence[Finding], step: int, taken: Sequence[Mapping[str, 
 def _stronger(action: Action) -> Action:
     """After adapting comes rolling back, after that stopping."""
     return "roll_back" if action in ("skip", "raise_beta", "lower_rate") else "stop"
+
+
+def told(action: Mapping[str, Any]) -> str:
+    """An action that was taken, in words: ``step 12: rolled back to step 10 (D9, entropy collapse)``."""
+    what, detector = DONE[action["action"]].format(after=action["after"]), detector_of(action["detector"])
+    return f"step {action['step']}: {what} ({detector.id}, {detector.signal})"

@@ -116,19 +116,27 @@ def _seconds(timings: Mapping[str, Any]) -> float:
     return float(sum(value for key, value in timings.items() if key == "step_seconds" or key.startswith("seconds/")))
 
 
+def begins_anew(line: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a journal's line is the first step of another training than the last line with figures: what goes on from a
+    checkpoint goes on behind it."""
+    return bool(line.get("metrics") and before) and line["step"] == 1 and before["step"] > 1
+
+
 def unrepeatable(record: Record) -> list[Hit]:
     """D26. A step that was computed twice (a run that went on from a checkpoint) with other numbers.
 
     A step is a pure function of the state before it, so any difference is hardware, a damaged state or nondeterminism. Steps
-    that a roll back has changed on purpose are not compared.
+    that a roll back has changed on purpose are not compared, nor those of two trainings (the members of an ensemble).
     """
     first: dict[int, Mapping[str, float]] = {}
     hits = []
+    before: Mapping[str, Any] = {}
     for line in record.journal:
         step, metrics = int(line["step"]), line.get("metrics", {})
-        if ROLLED_BACK in line.get("note", ""):
+        if ROLLED_BACK in line.get("note", "") or begins_anew(line, before):
             first.clear()
-        elif metrics and step in first:
+        before = line if metrics else before
+        if metrics and step in first:
             other = first[step]
             both = sorted(set(metrics) & set(other))
             names = [name for name in both if metrics[name] != other[name] and metrics[name] == metrics[name]]

@@ -3,6 +3,7 @@ reward jumped. Pure: what it looks at is read by who calls it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,15 +31,19 @@ class Known:
     samples: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     journals: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     changed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    actions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """As in actions.json, where the detectors have acted on a training."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """By name: findings of every training, the attribution of every evaluated policy, the eight steps where they were asked."""
+    """By name: findings of every training, the attribution of every evaluated policy, the eight steps where they were asked, and
+    what the detectors have done about a training."""
 
     findings: dict[str, list[Finding]]
     attributions: dict[str, Attribution]
     spikes: dict[str, Analysis]
+    actions: Mapping[str, Sequence[Mapping[str, Any]]]
 
     @property
     def blocking(self) -> list[str]:
@@ -46,13 +51,15 @@ class Audit:
         return [f"{name}: {one.detector} {one.signal}" for name, some in self.findings.items() for one in some if one.blocks]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines. ``blocking`` empty = no blocking finding."""
-        return {
+        """For machines. ``blocking`` empty = no blocking finding. A number that is not finite, which JSON has not, is None."""
+        content = {
             "blocking": self.blocking,
             "findings": {name: [asdict(one) | {"blocks": one.blocks} for one in some] for name, some in self.findings.items()},
             "attributions": {name: asdict(one) for name, one in self.attributions.items()},
             "spikes": {name: asdict(one) for name, one in self.spikes.items()},
+            "actions": dict(self.actions),
         }
+        return dict(_for_json(content))
 
 
 def audit(known: Known, rescore: Callable[[str], Rescore | None] = lambda name: None) -> Audit:
@@ -72,7 +79,15 @@ def audit(known: Known, rescore: Callable[[str], Rescore | None] = lambda name: 
         if step is not None:
             samples = known.samples.get(name)
             spikes[name] = analyse(records[name], step, known.changed.get(name), samples, rescore(name))
-    return Audit(findings, attributions, spikes)
+    return Audit(findings, attributions, spikes, known.actions)
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _record(known: Known, name: str) -> Record:

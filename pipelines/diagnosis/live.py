@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines.diagnosis.anyrun import begins_anew
 from pipelines.diagnosis.finding import Record
 from pipelines.diagnosis.table import examine, method_of
 
@@ -21,11 +22,15 @@ class Live:
         self.settings = settings
         self.rows: dict[int, dict[str, float]] = {}
         self.told: set[tuple[str, str]] = set()
+        self.before: Mapping[str, Any] = {}
 
     def see(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
         """What the detectors find with these further lines and have not said before, a sentence each."""
         for line in lines:
+            if begins_anew(line, self.before):  # the next member of an ensemble
+                self.rows.clear()
             if line["metrics"]:
+                self.before = line
                 self.rows.setdefault(int(line["step"]), {}).update(line["metrics"])
         if not self.rows:
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,6 +15,8 @@ from pipelines.evaluation.paired import Signs, bradley_terry, length_controlled,
 
 GREEDY = "greedy"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Better = Callable[[list[str], list[str], list[str]], Sequence[float]]
+"""Of prompts, our answers and theirs: by how much each of ours is better."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,17 @@ def paired(ours: pd.DataFrame, theirs: pd.DataFrame, score: str, margin: float) 
     Raises DataError when the two do not hold the same answers to the same prompts.
     """
     left, right = _aligned([ours, theirs])
-    result = outcomes(left[score].to_numpy(), right[score].to_numpy(), margin)
+    return _paired(left, right, outcomes(left[score].to_numpy(), right[score].to_numpy(), margin))
+
+
+def paired_by(ours: pd.DataFrame, theirs: pd.DataFrame, better: Better, margin: float) -> Paired:
+    """The same by a judge who is shown the answers now, A with A, B with B."""
+    left, right = _aligned([ours, theirs])
+    differences = np.asarray(better(left["prompt"].tolist(), left["text"].tolist(), right["text"].tolist()), dtype=np.float64)
+    return _paired(left, right, outcomes(differences, np.zeros_like(differences), margin))
+
+
+def _paired(left: pd.DataFrame, right: pd.DataFrame, result: Floats) -> Paired:
     return Paired(result, left["prompt_id"].tolist(), (left["tokens"] - right["tokens"]).to_numpy(dtype=np.float64))
 
 

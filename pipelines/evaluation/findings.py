@@ -43,6 +43,8 @@ class Findings:
     """What each group's own reward model gives to held-out answers (GROUP_SCORES); empty where no group has one."""
     curves: dict[str, pd.DataFrame]
     """Reward model and judge against KL: best-of-n under ``sft``, each policy's steps under its name."""
+    actions: dict[str, list[dict[str, Any]]]
+    """What the detectors have done about a policy's training, where they have."""
 
     @property
     def policies(self) -> list[str]:
@@ -94,7 +96,14 @@ def gather(artifacts: Path, methods: Mapping[str, str], evaluate: Evaluate, seed
         scored_pairs=scored,
         group_scores=read_table(grouped, GROUP_SCORES) if grouped.is_file() else empty(GROUP_SCORES),
         curves=curves,
+        actions=actions_of(artifacts, methods),
     )
+
+
+def actions_of(artifacts: Path, policies: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """What the detectors have done while each policy learnt; without those about which nothing was done."""
+    files = {name: artifacts / "policies" / name / "actions.json" for name in policies}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.exists()}
 
 
 def rated(samples: Mapping[str, pd.DataFrame], evaluate: Evaluate, seed: int) -> dict[str, tuple[float, list[float]]]:

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.diagnosis.actions import told
 from pipelines.diagnosis.audit import Audit
 from pipelines.evaluation import summary
 from pipelines.evaluation.comparison import GREEDY
@@ -100,6 +101,7 @@ def render(found: Findings, plots: list[Plot], examples: int, audited: Audit | N
         examples=_examples(found, examples),
         figures=_figures(found),
         audit=audited,
+        acted={name: [told(one) for one in some] for name, some in found.actions.items()},
         models=[SFT, *found.policies],
         shown_first=max(found.policies, key=lambda name: metrics["policies"][name]["win_rate"], default=SFT),
         colours={name: slot(found, name) for name in [SFT, *found.policies]},
@@ -162,10 +164,14 @@ def _figures(found: Findings) -> list[tuple[str, list[str]]]:
     """The whole table of figures: label, one cell a model."""
     models = [found.metrics["sft"], *found.metrics["policies"].values()]
     rows = [(label, [shown(model.get(key), form) for model in models]) for key, label, form in FIGURES]
-    suites = {name: list(figures) for model in models for name, figures in model.get("suites", {}).items()}
+    suites: dict[str, dict[str, None]] = {}
+    for model in models:
+        for name, figures in model.get("suites", {}).items():  # the reward model is asked for the SFT model alone
+            suites.setdefault(name, {}).update(dict.fromkeys(figures))
     for suite, keys in sorted(suites.items()):
         for key in keys:
-            cells = [shown(model.get("suites", {}).get(suite, {}).get(key), ".3f") for model in models]
+            form = ",.0f" if key == "rows" else ".3f"
+            cells = [shown(model.get("suites", {}).get(suite, {}).get(key), form) for model in models]
             rows.append((f"{suite}: {key.replace('_', ' ')}", cells))
     return rows
 

@@ -28,6 +28,7 @@ class Curve:
 
 CURVES = (
     Curve("objective/scores", "reward", "Reward during training", "Reward model's score of the answers that PPO sampled."),
+    Curve("judge/held_out", "held_out", "Held-out judge during training", "If it falls while the reward rises, that is gamed."),
     Curve("objective/kl", "kl", "KL to SFT during training (nats a sequence)", "How far the policy has moved while it learnt."),
     Curve("rewards/accuracies", "dpo_accuracy", "Pairs in the right order (dpo, orpo)", "Share with the right implicit reward."),
     Curve(
@@ -40,6 +41,7 @@ CURVES = (
     Curve("objective/entropy", "entropy", "Entropy (nats a token)", "A collapse here comes before repetition.", "more"),
     Curve("tokens/response_length", "length", "Answer length (tokens)", "A steady rise may be gaming of length.", "more"),
     Curve("tokens/eos_rate", "eos", "Answers that end by themselves", "Falls when the policy forgets to stop.", "more"),
+    Curve("reward/disagreement", "disagreement", "How far the reward models disagree", "A share of the scores' spread.", "more"),
     Curve("policy/approxkl", "approxkl", "Update KL", "How far one step moves the policy.", "more"),
     Curve("policy/clipfrac", "clipfrac", "Clipped share of tokens", "Above 0.3 for long: the learning rate is too high.", "more"),
     Curve("val/explained_variance", "explained_variance", "Critic's explained variance", "1 = perfect, 0 = no help.", "more"),

@@ -50,7 +50,7 @@ def _known(ctx: Context, found: findings.Findings) -> Known:
     reward = found.metrics["reward"] | {"known_pairs": len(found.pairs)}
     golden = {key: value for key, value in found.quality.items() if key == "golden_accuracy"}
     settings = {name: policy.model_dump() for name, policy in ctx.params.policies.items()}
-    return Known(found.histories, found.metrics | {"reward": reward | golden}, settings, found.samples)
+    return Known(found.histories, found.metrics | {"reward": reward | golden}, settings, found.samples, actions=found.actions)
 
 
 def _watched(found: findings.Findings) -> dict[str, float]:

@@ -193,7 +193,8 @@ def note_rollout(run: Run, step: int) -> None:
 
 def recovered(run: Run, step: int, fault: NonFinite) -> Run:
     """The batch of ``step`` is left out; a second one within 100 steps rolls back to the last checkpoint, a third stops."""
-    left_out = [*run.progress.left_out, step]
+    before = run.progress
+    left_out = [*before.left_out, step]
     recent = [other for other in left_out if step - other < INCIDENT_WINDOW]
     where = f"step {step}: {fault} is not finite"
     if len(recent) >= 3:
@@ -202,12 +203,13 @@ def recovered(run: Run, step: int, fault: NonFinite) -> Run:
             f"training stopped at {where}, the third batch within {INCIDENT_WINDOW} steps (steps {steps}); lower"
             " learning_rate or use precision float32, and check the reward on these prompts"
         )
-    actions = run.progress.actions
     if len(recent) == 2:
         run = begin(run.job, run.worker, run.engine)
+        if run.job.params.diagnosis.act:  # what the detectors have done stays done
+            run.progress.rate_scale, run.progress.beta = before.rate_scale, before.beta
         where += f"; rolled back to step {run.progress.step}"
     run.progress.left_out = left_out
-    run.progress.actions = actions
+    run.progress.actions = before.actions
     run.progress.record(step, "D1", "roll_back" if len(recent) == 2 else "skip")
     run.worker.journal.log(step, run.job.params.steps, note=f"{where}; its batch is left out")
     return run

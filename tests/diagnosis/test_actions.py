@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from pipelines.config.policies import Diagnosis
+from pipelines.context import Worker
 from pipelines.diagnosis import Finding
-from pipelines.diagnosis.actions import choose
+from pipelines.diagnosis.actions import DONE, ORDER, choose
 from pipelines.errors import PrefloopError
-from pipelines.journal import read_from
+from pipelines.journal import Journal, read_from
+from pipelines.training.ppo import my_prompts
 from tests.diagnosis import faults
 from tests.diagnosis.faults import Scored, kind, loss_times, on_policy
 from tests.training import onpolicy
+from tests.training.onpolicy import CountReward, Fault, Poison, alone, final_state, job, outcome, params, weights
+from tests.training.processes import in_own_process, two
 
 
 def asking(action: Any, detector: str = "D8", step: int = 20) -> Finding:
@@ -53,6 +60,10 @@ def test_three_at_the_most_with_a_pause_and_only_on_what_is_true_now() -> None:
     assert chosen([asking("lower_rate")], taken("raise_beta", "D4", 15)) == ("D8", "lower_rate")
     assert chosen([asking("lower_rate", step=19)]) is None
     assert chosen([asking("")]) is None
+
+
+def test_every_action_that_leaves_a_result_has_words() -> None:
+    assert set(DONE) == set(ORDER) - {"", "stop"}
 
 
 ACT = {"diagnosis": Diagnosis(act=True)}
@@ -138,3 +149,116 @@ def test_a_run_that_was_cut_decides_the_same_again(tmp_path: Path) -> None:
     assert (tmp_path / "fired").exists()
     assert ends[0] == ends[1]
     assert notes(whole), "something was done"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """CountReward, but one call of one opening fails: a roll back opens the rewards anew, and the run is cut behind it."""
+
+    opening: int
+    call: int
+    opened: list[int] = field(default_factory=list)
+
+    def open(self, tokenizer: Any, device: str) -> Any:
+        """Count the openings, and the calls of this one: the probe before training is call 0."""
+        self.opened.append(len(self.opened) + 1)
+        honest, mine, calls = CountReward().open(tokenizer, device), self.opened[-1], [0]
+
+        def scores(prompts: Sequence[list[int]], answers: Sequence[list[int]], ended: Sequence[bool]) -> list[float]:
+            if (mine, calls[0]) == (self.opening, self.call):
+                raise RuntimeError("the cut that was asked for")
+            calls[0] += 1
+            return honest(prompts, answers, ended)
+
+        return scores
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onpolicy.make_folder(tmp_path_factory.mktemp("sft"))
+
+
+def turning(save_steps: int, steps: int) -> Any:
+    """A rate so high, and a KL target so low, that step 2 is beyond five times the target (D4): rolled back. After that there
+    is a pause of five steps."""
+    return params(steps=steps, save_steps=save_steps, kl_target=0.001, adapter="none", learning_rate=1e-2, **ACT)
+
+
+def done(task: Any) -> list[tuple[int, str, str]]:
+    """Step, detector and action of what a finished run has done."""
+    return [(one["step"], one["detector"], one["action"]) for one in json.loads((task.out / "actions.json").read_text())]
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "steps", "call"),
+    [
+        (1, 5, 1),  # the newest checkpoint is the one that the roll back has written
+        (1, 5, 3),  # it is one that was written after it
+        (9, 4, 2),  # rolled back to the beginning: nothing was written, and everything is decided once more
+    ],
+)
+def test_a_run_that_was_cut_after_a_roll_back_ends_with_the_same_bits(
+    sft: Path, tmp_path: Path, save_steps: int, steps: int, call: int
+) -> None:
+    whole, cut = (job(sft, tmp_path / name, turning(save_steps, steps), reward)
+                  for name, reward in (("whole", CountReward()), ("cut", Cut(2, call))))  # fmt: skip
+    alone(whole)
+    assert done(whole) == [(2, "D4", "roll_back")]
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(RuntimeError, match="asked for"):
+        alone(cut, tmp_path / "cut" / "journal.jsonl")
+    (said,) = notes(tmp_path / "cut")
+    assert said.startswith("action 1 of 3, roll_back: step 2: D4"), "it was cut behind the roll back"
+    alone(cut)
+    assert done(cut) == done(whole)
+    assert final_state(cut) == final_state(whole)
+    assert outcome(cut) == outcome(whole)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_rate_as_it_was_set(sft: Path, tmp_path: Path) -> None:
+    """One of 16 prompts is poisoned: met in step 1 (left out) and again in step 7 or 8 (rolled back to the beginning). Between
+    them the rate is halved, because the steps move too far (D3); it stays halved when they are taken once more."""
+    prompts = [[2 + n % 10, 3 + n // 10] for n in range(16)]
+    fast = {"adapter": "none", "learning_rate": 2e-2, "lr_scheduler_type": "constant"}
+    settings = params(steps=8, batch_size=4, save_steps=100, **fast, **ACT)
+    worker = Worker(0, 1, "cpu", Journal(None))
+    asked = {step: my_prompts(job(sft, tmp_path, settings, prompts=prompts), worker, step)[0] for step in (1, 7, 8)}
+    twice = next(prompt for prompt in asked[1] if prompt in asked[7] + asked[8])
+    task = job(sft, tmp_path, settings, Poison((tuple(twice),)), prompts)
+    alone(task)
+    assert [(detector, action) for _, detector, action in done(task)] == [
+        ("D1", "skip"), ("D3", "lower_rate"), ("D1", "roll_back")
+    ]  # fmt: skip
+    assert pd.read_parquet(task.out / "history.parquet")["learning_rate"].tolist() == [1e-2] * 6
+
+
+@pytest.mark.slow
+def test_two_workers_act_alike(sft: Path, tmp_path: Path) -> None:
+    """Both see the same history, so both roll back, and go on with the same rate and beta: the steps of one worker to 1e-5."""
+    one, both = (job(sft, tmp_path / name, turning(1, 4)) for name in ("one", "both"))
+    alone(one)
+    assert two(both, tmp_path / "both") == [0, 0]
+    assert done(both) == done(one) == [(2, "D4", "roll_back")]
+    figures = [pd.read_parquet(task.out / "history.parquet") for task in (one, both)]
+    pd.testing.assert_frame_equal(figures[0], figures[1], atol=1e-5, rtol=1e-5)
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(both)[name], weight, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_a_worker_of_two_that_is_killed_after_a_roll_back(sft: Path, tmp_path: Path) -> None:
+    """Rank 1 dies in the third step behind the roll back; both are started again and end with the bits of an uninterrupted
+    pair."""
+    whole = job(sft, tmp_path / "whole", turning(2, 4))
+    assert two(whole, tmp_path / "whole") == [0, 0]
+    honest, doomed = (
+        job(sft, tmp_path / "cut", turning(2, 4), reward) for reward in (None, Fault("kill", 3, tmp_path / "fired"))
+    )
+    pair = [in_own_process(honest, tmp_path / "cut", 0, 2), in_own_process(doomed, tmp_path / "cut", 1, 2)]
+    assert pair[1].wait(timeout=120) != 0
+    assert pair[0].wait(timeout=120) != 0, "a worker whose peer died must not end well"
+    assert (tmp_path / "fired").exists()
+    assert [note[:26] for note in notes(tmp_path / "cut")] == ["action 1 of 3, roll_back: "], "it had rolled back before"
+    assert two(honest, tmp_path / "cut") == [0, 0]
+    assert final_state(honest) == final_state(whole)
+    assert outcome(honest) == outcome(whole)

@@ -82,6 +82,15 @@ def test_an_audit_as_machines_read_it() -> None:
     assert made["findings"]["sft"] == []
 
 
+def test_a_number_that_json_has_not() -> None:
+    """A value loss that is infinite for good: found (D1, D16), and still readable by machines."""
+    frame = on_policy(**{"loss/value": at(25, float("inf"), 0.2)})
+    made = json.loads(json.dumps(audit(Known({"mine": frame})).as_json(), allow_nan=False))
+    values = {one["detector"]: one["value"] for one in made["findings"]["mine"]}
+    assert values["D16"] is None
+    assert values["D1"] == 2.0
+
+
 def spiked(**columns: Any) -> Record:
     """Scores that creep by 0.01 a step and jump by 2 at step 30."""
     scores = [0.01 * step + (2.0 if step >= 30 else 0.0) + 0.002 * (step % 3) for step in range(1, 41)]

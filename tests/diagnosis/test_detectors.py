@@ -267,6 +267,19 @@ def test_a_step_that_does_not_repeat_itself() -> None:
     assert of("on_policy", on_policy(4), journal=purpose) == {}
 
 
+def test_the_members_of_an_ensemble_are_trainings_of_their_own() -> None:
+    """Steps 1 to 3, and from 1 on again with other numbers: two trainings. Gone on from the checkpoint of step 1, it is one."""
+
+    def journal(*steps: tuple[int, float]) -> list[dict[str, Any]]:
+        return [line(step, loss=loss) for step, loss in steps]
+
+    frame = pd.DataFrame({"step": [1, 2, 3], "loss": [0.7, 0.6, 0.5], "grad_norm": 1.0, "margin": 0.1})
+    member, other = journal((1, 0.7), (2, 0.6), (3, 0.5)), journal((1, 0.8), (2, 0.7), (3, 0.6))
+    assert of("reward", frame, journal=[*member, line(1, note="scores"), *other]) == {}
+    resumed = journal((1, 0.7), (2, 0.6), (2, 0.61), (3, 0.5))
+    assert of("reward", frame, journal=resumed)["D26"].first_step == 2
+
+
 def test_the_kind_of_a_run_is_read_from_its_columns() -> None:
     assert method_of(on_policy().columns) == "on_policy"
     assert method_of(offline().columns) == "offline"

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from flows import seeds
 from pipelines.config import Evaluate
 from pipelines.data.schemas import GROUP_SCORES
 from pipelines.data.tables import write_json, write_table
@@ -20,6 +21,7 @@ from pipelines.diagnosis.audit import Audit, Known, audit
 from pipelines.evaluation import findings, page, plots
 from pipelines.evaluation.findings import in_hash_order, labels
 from pipelines.evaluation.svg import SERIES, inline
+from tasks import publish
 from tests.evaluation.browser import Browser, browser, found
 from tests.evaluation.synthetic import NASTY, preferences, write_run
 
@@ -190,12 +192,42 @@ def test_a_history_without_a_known_column_draws_nothing(gathered: findings.Findi
     assert names == ["frontier", "over_optimisation", "gold_distribution", "proxy", "reliability"]
 
 
+def test_a_held_out_judge_is_drawn_beside_the_reward(gathered: findings.Findings, drawn: list[plots.Plot]) -> None:
+    """Where a recipe names one; and the disagreement of an ensemble."""
+    watched = gathered.histories["ppo"].assign(**{"judge/held_out": 0.5, "reward/disagreement": 0.2})
+    changed = findings.Findings(**(vars(gathered) | {"histories": gathered.histories | {"ppo": watched}}))
+    added = {plot.name: plot.section for plot in plots.draw(changed)}
+    assert {name: added.pop(name) for name in ("held_out", "disagreement")} == {"held_out": "training", "disagreement": "more"}
+    assert list(added) == [plot.name for plot in drawn]
+
+
 def test_what_the_detectors_found_is_shown(html: str) -> None:
     text = " ".join(text for _, text in Visible(html).found)
     assert "alarm D8, clip fraction, from step 5" in text
     assert "the learning rate is too high" in text
     assert "dpo: which stage is at fault" in text
     assert "guarantee nothing" in text
+
+
+def test_what_a_run_has_done_by_itself_is_shown(gathered: findings.Findings) -> None:
+    action = {"step": 20, "detector": "D9", "action": "roll_back", "after": 10}
+    acting = findings.Findings(**(vars(gathered) | {"actions": {"ppo": [action]}}))
+    shown = page.render(acting, [], examples=1, audited=audited(gathered))
+    assert "<b>ppo</b> acted at step 20: rolled back to step 10 (D9, entropy collapse)</span>" in shown
+    assert "acted at" not in page.render(gathered, [], examples=1, audited=audited(gathered))
+
+
+def test_suites_are_among_the_figures(gathered: findings.Findings) -> None:
+    """A row a figure; a dash where a model was not asked."""
+    sft = gathered.metrics["sft"] | {"suites": {"tone": {"rows": 2, "accuracy": 0.75, "reward_accuracy": 0.5}}}
+    ppo = gathered.metrics["policies"]["ppo"] | {"suites": {"tone": {"rows": 2, "accuracy": 0.25}}}
+    metrics = gathered.metrics | {"sft": sft, "policies": gathered.metrics["policies"] | {"ppo": ppo}}
+    shown = page.render(findings.Findings(**(vars(gathered) | {"metrics": metrics})), [], examples=1)
+    rows = dict(re.findall(r'<tr><th scope="row">tone: ([^<]+)</th>(.*?)</tr>', shown))
+    cells = {label: re.findall(r">([^<]+)<", row) for label, row in rows.items()}
+    assert cells == {
+        "rows": ["2", "–", "2"], "accuracy": ["0.750", "–", "0.250"], "reward accuracy": ["0.500", "–", "–"]
+    }  # fmt: skip
 
 
 def test_a_run_without_policies_has_a_page(tmp_path: Path) -> None:
@@ -233,6 +265,30 @@ def test_in_a_browser_nothing_fails_loads_or_overflows(tab: Browser, html: str, 
     background = tab.value("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
     assert light < 60 if dark else light > 200
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_the_opened_copy_is_as_good(
+    tab: Browser, html: str, tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the seeds and the lineage, whose hashes are long words; its links load nothing."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    policy = {"gold_mean": 0.4, "reward_mean": 1.0, "kl": 3.0, "win_rate": 0.7, "win_rate_ci": [0.5, 0.9]}
+    (tmp_path / "params.yaml").write_text("seed: 1\n", encoding="utf-8")
+    source = tmp_path / "artifacts" / "report" / "index.html"
+    source.parent.mkdir(parents=True)
+    source.write_text(html, encoding="utf-8")
+    (tmp_path / ".runs").mkdir()
+    reports = {1: {"policies": {"ppo": policy}}, 2: {"policies": {"ppo": policy}}}
+    seeds.write(tmp_path / seeds.RESULT, reports, {1: 0, 2: 0}, publish.parameters(tmp_path))
+    made = publish.report(tmp_path, 32 * "a", "")
+    assert made is not None
+    tab.open(made, width)
+    assert tab.value("document.documentElement.scrollWidth") <= width
+    assert tab.value("[...document.querySelectorAll('body > section')].map((e) => e.id)") == ["seeds", "lineage"]
+    assert tab.value("document.querySelector('#lineage a').href") == f"https://mlflow.example.org/#/runs/{32 * 'a'}"
+    assert tab.problems() == []
+    assert tab.requests() == []
 
 
 def test_in_a_browser_answers_are_compared_side_by_side(tab: Browser, html: str, tmp_path: Path) -> None:

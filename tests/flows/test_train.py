@@ -71,7 +71,7 @@ def test_it_runs_restores_and_leaves_alone(project: Project, offline: Project, s
     flow = runs[0]
     assert flow.info.status == "FINISHED"
     assert flow.info.run_id in page
-    assert flow.data.tags["prefect.flow_run"] in page
+    assert f'/runs/flow-run/{flow.data.tags["prefect.flow_run"]}">' in page
     assert "ppo" in artifact("summary")
 
     # a server is configured: the flow is run and shown there, although nothing is to do

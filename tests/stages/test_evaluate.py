@@ -24,7 +24,8 @@ from pipelines.evaluation.answers import answer, as_table
 from pipelines.evaluation.samples import SAMPLES, SCORED_PAIRS
 from pipelines.evaluation.scored_pairs import FILLER
 from pipelines.journal import Journal
-from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.models.adapters import add_adapter, merge, save_adapter
+from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
 from pipelines.models.reward import group_folder, load_reward, save_reward, score
 from pipelines.stages import evaluate
 from tests.evaluation.synthetic import params
@@ -34,7 +35,14 @@ from tests.stages.local import Here
 
 GENERATION = config.Generation(max_new_tokens=8, batch_size=4)
 WORKER = Worker(0, 1, "cpu", Journal(None))
-EVALUATE = config.Evaluate(answers=2, best_of=4, precision="float32", bootstrap=200, generation=GENERATION)
+SUITES = {"tone": config.Suite(path="data/suites/tone.jsonl")}
+EVALUATE = config.Evaluate(answers=2, best_of=4, precision="float32", bootstrap=200, generation=GENERATION, suites=SUITES)
+
+
+TONE = [
+    {"prompt": TESTED[0], "chosen": " sweet", "rejected": " a most foul night"},
+    {"prompt": TESTED[2], "chosen": " joy", "rejected": " joy"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[s
     """Both stages run as the runner runs them; their outputs moved into place."""
     root = tmp_path_factory.mktemp("project")
     write_inputs(root / "artifacts")
+    (root / "data" / "suites").mkdir(parents=True)
+    (root / SUITES["tone"].path).write_text("\n".join(map(json.dumps, TONE)), encoding="utf-8")
     settings, results = params(EVALUATE), {}
     for stage in ("evaluate_sft", "evaluate@ppo"):
         scratch = root / stage
@@ -139,6 +149,29 @@ def test_snapshots_and_best_of_n_are_measured(evaluated: tuple[Context, dict[str
     assert not (ctx.scratch / "snapshot").exists()
 
 
+def test_a_snapshot_that_is_an_adapter_is_measured_on_the_sft_model(
+    evaluated: tuple[Context, dict[str, dict[str, float]]], tmp_path: Path
+) -> None:
+    """The snapshots of the default recipe: an adapter on SFT answers as the plain model does into which it is merged."""
+    ctx = evaluated[0]
+    sft, snapshot = ctx.artifacts / "sft" / "model", ctx.artifacts / "policies" / "ppo" / "snapshots" / "step-000003"
+    adapted = add_adapter(load_causal_lm(sft), config.Ppo(method="ppo", lora_r=2))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    save_adapter(adapted, snapshot)
+    try:
+        found = evaluate._over_steps(ctx, evaluate.held_out(ctx))
+    finally:
+        shutil.rmtree(snapshot)
+    assert sorted(found) == [2, 3]
+    save_model(merge(adapted), load_tokenizer(sft), tmp_path / "plain")
+    rows = answer(replace(evaluate.job_of(ctx, "ppo"), policy=tmp_path / "plain", brief=True), evaluate.held_out(ctx), WORKER)
+    assert found[3]["text"].tolist() == [row["text"] for row in rows]
+    assert found[3]["logprob"].tolist() == pytest.approx([row["logprob"] for row in rows], abs=1e-5)
+    assert (found[3]["logprob"] - found[3]["logprob_sft"]).abs().max() > 0.1, "it is another model than SFT"
+
+
 def test_the_held_out_demonstrations_are_read_with_their_eos(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
     """Perplexity again, from one plain forward pass a text."""
     artifacts = evaluated[0].artifacts
@@ -174,6 +207,25 @@ def test_the_reward_model_scores_the_held_out_pairs(evaluated: tuple[Context, di
     assert scored["rejected_reward"].tolist() == pytest.approx(expected, abs=1e-5)
     assert scored["filler_reward"].tolist() == pytest.approx([alone(" sweet" + FILLER, True)] * 2, abs=1e-5)
     assert scored["rejected_tokens"].tolist()[1] == len(encode_completion(coder, " a most foul night", eos=False))
+
+
+def test_a_suite_is_asked_of_every_model(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:
+    """Two pairs, one with equal sides, which is half right; the reward model is asked where the SFT model is evaluated."""
+    artifacts = evaluated[0].artifacts
+    for stage, name, model in (("evaluate_sft", "sft", "sft/model"), ("evaluate@ppo", "ppo", "policies/ppo/model")):
+        coder, lm = load_tokenizer(artifacts / model), load_causal_lm(artifacts / model)
+        sums = []
+        for side in ("chosen", "rejected"):
+            asked, said = encode_prompt(coder, TONE[0]["prompt"]), encode_completion(coder, TONE[0][side])
+            with torch.no_grad():
+                logps = lm(torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+            sums.append(float(logps[range(len(said)), said].sum()))
+        metrics = json.loads((artifacts / "evaluations" / name / "metrics.json").read_text(encoding="utf-8"))
+        found = metrics["suites"]["tone"]
+        assert found["accuracy"] == (0.5 + (sums[0] > sums[1])) / 2
+        assert found["rows"] == 2
+        assert ("reward_accuracy" in found) == (name == "sft")
+        assert evaluated[1][stage]["suites/tone/accuracy"] == found["accuracy"]
 
 
 def test_the_stage_returns_flat_numbers(evaluated: tuple[Context, dict[str, dict[str, float]]]) -> None:

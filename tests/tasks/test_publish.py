@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,37 @@ def test_seeds_of_other_parameters_are_not_shown(folder: Path) -> None:
     assert publish.seeds(folder) == ""
     (folder / publish.SEEDS).write_text(json.dumps({}), encoding="utf-8")
     assert publish.seeds(folder) == ""
+
+
+LOCK = "stages:\n  prepare:\n    cmd: x\n    outs:\n    - path: artifacts/prepared/prompts.parquet\n      md5: aaa\n"
+FLOW = "6f1c2f43-0000-4000-8000-000000000007"
+
+
+def test_the_page_says_from_which_data_and_links_both_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data is a hash over the prepared tables' own; a server's address is linked without its password."""
+    from prefect.settings import PREFECT_UI_URL, temporary_settings
+
+    (folder / "dvc.lock").write_text(LOCK, encoding="utf-8")
+    report = folder / "artifacts" / "report" / "index.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("<body></body>", encoding="utf-8")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org/base/")
+    with temporary_settings({PREFECT_UI_URL: "https://prefect.example.org"}):
+        made = publish.report(folder, "abc", FLOW)
+    assert made
+    page = made.read_text(encoding="utf-8")
+    data = hashlib.sha256(json.dumps({"artifacts/prepared/prompts.parquet": "aaa"}).encode()).hexdigest()
+    assert f"<dt>prepared data (sha256)</dt><dd><code>{data}</code></dd>" in page
+    assert '<a href="https://mlflow.example.org/base/#/runs/abc"><code>abc</code></a></dd>' in page
+    assert f'<a href="https://prefect.example.org/runs/flow-run/{FLOW}"><code>{FLOW}</code></a></dd>' in page
+    assert "secret" not in page
+    assert "make ui" not in page
+
+
+def test_without_servers_make_ui_has_the_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SQLite store has no page of its own; a run that is not known has no link."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert publish.pages(folder, "abc", "") == {"MLflow run": "http://127.0.0.1:5000/#/runs/abc"}
+    assert "(while <code>make ui</code> runs)" in publish._cell("abc", "http://127.0.0.1:5000/#/runs/abc")
+    assert publish.pages(folder, "", "") == {}
+    assert publish._cell("none: no <stage> ran", "") == "<code>none: no &lt;stage&gt; ran</code>"
