@@ -349,6 +349,27 @@ def iterate() -> str:
     )
 
 
+def registry() -> str:
+    """Seconds of what stands between a trained policy and what serves, each with its aim."""
+    result = _load("registry")
+    if result is None:
+        return "Not measured yet.\n"
+    rows = ["| what | seconds | aim |", "|---|---|---|"]
+    for policy, one in result["registered"].items():
+        command, size = f"prefloop register --policy {policy}", one["bytes"] / 1e9
+        rows.append(f"| `{command}`: {size:.2f} GB into MLflow's store and DVC's remote | {one['seconds']:.1f} | |")
+        rest = one["seconds"] - one["copying"]
+        rows.append(f"| the same, less what copying these files takes ({one['copying']:.1f} s) | **{rest:.1f}** | 10 |")
+    rows.append(f"| the first one again: {result['again']['bytes']:,} bytes | {result['again']['seconds']:.1f} | |")
+    for number, one in result["decided"].items():
+        compared = f"without its comparison ({one['comparison']:.1f} s)"
+        rows.append(f"| deciding on version {number} {compared} | **{one['decision']:.2f}** | 2 |")
+    rows.append(f"| `prefloop rollback` | **{result['rollback']:.1f}** | 5 |")
+    rows.append(f"| the flow `retrain` with nothing to do | **{result['nothing_to_do']:.1f}** | 15 |")
+    share = result["store"] / sum(result["models"].values())
+    return "\n".join(rows) + f"\n\nMLflow's store holds {share:.3f} times the bytes of the two models. {_provenance(result)}\n"
+
+
 def _between(curve: list[dict[str, float]], kl: float) -> float:
     """A curve's gold at a KL, on straight lines between its points in the order of KL; beyond its ends its last value."""
     points = sorted((point["kl"], point["gold"]) for point in curve)
@@ -367,6 +388,7 @@ TABLES = {
     "judges": judges,
     "maxmin": maxmin,
     "iterate": iterate,
+    "registry": registry,
 }  # fmt: skip
 
 

@@ -72,6 +72,19 @@ def server_is_configured() -> bool:
     return bool(get_current_settings().api.url)
 
 
+def server_is_at_hand() -> bool:
+    """Whether there is a Prefect API: a configured one, or that of a `prefloop serve` or `make ui` here, which is used then."""
+    if server_is_configured():
+        return True
+    url = pages_of_this_project()
+    if url:
+        os.environ["PREFECT_API_URL"] = url
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
+    return bool(url)
+
+
 @contextmanager
 def server_if_needed() -> Iterator[None]:
     """The configured Prefect API, or that of a running `make ui`, or an embedded server for as long as this lasts."""

@@ -6,7 +6,6 @@ Prefect's page or with ``prefloop approve``. Started by hand it leaves the quest
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +37,20 @@ def promote(version: str = "challenger", policy: str = "", root: str = ".", proj
     if project:
         registry.use_store_of(Path(project))
     office = registry.opened(Path(root).resolve())
-    chosen = resumed(office, str(flow_run.id or ""))
-    if chosen is None:
-        chosen = registry.register(office, policy)[0] if policy else office.registry.version(version)
+    asked = resumed(office, str(flow_run.id or ""))
+    if asked is not None:
+        return told(office, asked.version, ask(office, asked), asked)
+    chosen = registry.register(office, policy)[0] if policy else office.registry.version(version)
     return decide(office, chosen, suspend=True)
 
 
-def resumed(office: Office, run: str) -> registry.Version | None:
-    """The version that this flow run asked about before it was suspended: ``challenger`` may name another one by now."""
+def resumed(office: Office, run: str) -> Entry | None:
+    """The decision that this flow run asked about before it was suspended.
+
+    Its evidence is what the reviewer saw: ``challenger`` may name another version by now, and the folder hold another run.
+    """
     asked = [one for one in office.ledger.entries(office.name) if one.kind == "question" and one.body["flow_run"] == run]
-    return office.registry.version(asked[-1].version) if run and asked else None
+    return decision_of(office, asked[-1]) if run and asked else None
 
 
 def decide(office: Office, chosen: registry.Version, suspend: bool) -> dict[str, Any]:
@@ -57,38 +60,45 @@ def decide(office: Office, chosen: registry.Version, suspend: bool) -> dict[str,
     if decision is not None:
         show(office, decision)
     if outcome == "waiting" and suspend and deployment.id:
-        outcome = ask(office, chosen, entry)
-    get_run_logger().info("%s: %s", chosen.uri, outcome)
+        outcome = ask(office, entry)
+    return told(office, chosen.number, outcome, decision)
+
+
+def told(office: Office, version: str, outcome: promotion.Outcome, decision: Entry | None) -> dict[str, Any]:
+    """What the flow returns."""
+    get_run_logger().info("models:/%s/%s: %s", office.name, version, outcome)
     return {
         "outcome": outcome,
-        "version": chosen.number,
+        "version": version,
         "champion": office.standing().champion,
         "decision": decision.number if decision else 0,
     }
 
 
-def ask(office: Office, chosen: registry.Version, decision: Entry) -> promotion.Outcome:
+def ask(office: Office, decision: Entry) -> promotion.Outcome:
     """Suspend until the reviewer has answered; the flow then starts again from its beginning and comes by here."""
     promotion.question(office, decision, str(flow_run.id))
     seconds = int(office.params.promotion.approval_hours * 3600)
     said = suspend_flow_run(wait_for_input=Approval, timeout=max(1, seconds), key=f"decision-{decision.number}")
-    given, _ = promotion.answer(office, chosen, said.approve, said.reason, said.who or "answered in Prefect's page")
+    version, who = office.registry.version(decision.version), said.who or "answered in Prefect's page"
+    given, _ = promotion.answer(office, version, said.approve, said.reason, who, decision)
     return "promoted" if given.body["approved"] else "refused"
 
 
 def resume(office: Office, answer: Entry) -> bool:
-    """Wake the flow run that waits for an answer which the ledger has by now; False where none waits."""
-    from prefect.exceptions import NotPausedError, ObjectNotFound
+    """Wake the flow run that waits for an answer which the ledger has by now; False where none waits, or it cannot be told."""
+    import httpx
+    from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
     from prefect.flow_runs import resume_flow_run
 
     about = answer.body["decision"]
     asked = [one for one in office.ledger.entries(office.name) if one.kind == "question" and one.body["decision"] == about]
-    if not asked or not os.environ.get("PREFECT_API_URL"):
+    if not asked:
         return False
     given = {"approve": answer.body["approved"], "reason": answer.body["reason"], "who": answer.body["who"]}
     try:
         resume_flow_run(asked[-1].body["flow_run"], run_input=given)
-    except (NotPausedError, ObjectNotFound):
+    except (FlowPauseTimeout, NotPausedError, ObjectNotFound, httpx.HTTPError):
         return False
     return True
 

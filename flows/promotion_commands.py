@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,12 +93,13 @@ def do_promote(root: Path, options: argparse.Namespace) -> int:
 
 def do_approve(root: Path, options: argparse.Namespace) -> int:
     """Record a reviewer's answer, and promote where it is yes."""
+    from flows import environment
     from tasks import promotion, registry
 
     office = registry.opened(root)
     version = office.registry.version(options.version)
     given, promoted = promotion.answer(office, version, not options.reject, options.reason)
-    if os.environ.get("PREFECT_API_URL"):  # a flow run may wait for this answer
+    if environment.server_is_at_hand():  # a flow run may wait for this answer
         from flows import promote
 
         promote.resume(office, given)

@@ -62,6 +62,8 @@ def head_to_head(ours: pd.DataFrame, theirs: pd.DataFrame, groups: dict[str, str
         mine, other = (table[table["prompt_id"].isin(ids)] for table in (ours, theirs))
         if len(mine):
             by_group[group] = _shown(_compared(mine, other, params)) | {"prompts": int(mine["prompt_id"].nunique())}
+            if by_group[group]["prompts"] >= params.promotion.min_group_prompts:  # smaller ones are not judged
+                by_group[group] |= {"challenger": describe(mine), "opponent": describe(other)}
     return found | {"groups": by_group, "challenger": describe(ours), "opponent": describe(theirs)}
 
 

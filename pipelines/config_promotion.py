@@ -41,8 +41,8 @@ class Promotion(_Section):
     ``max_log_loss`` (nats; ln 2 is a coin's): the reward model on held-out pairs. ``max_calibration_error``: its expected
     calibration error there; what as many pairs of a perfectly calibrated model show by chance is allowed in any case.
     ``regressions``: metric -> by how much the challenger may be worse than the champion; a leading ``-`` in the metric's
-    name says that less is better. ``max_group_loss``: no group of prompts with ``min_group_prompts`` or more may surely
-    lose by this much (upper end of its win rate's interval below 0.5 - it).
+    name says that less is better. ``group_regressions``: the same in every group of prompts with ``min_group_prompts`` or more.
+    ``max_group_loss``: no such group may surely lose by this much (upper end of its win rate's interval below 0.5 - it).
     """
 
     min_win_rate: Share | None = 0.5
@@ -51,6 +51,7 @@ class Promotion(_Section):
     max_log_loss: Ceiling | None = 0.6931
     max_calibration_error: Share | None = 0.1
     regressions: dict[str, Annotated[float, Field(ge=0.0)]] = {"eos_rate": 0.1, "distinct_2": 0.1}
+    group_regressions: dict[str, Annotated[float, Field(ge=0.0)]] = {}
     max_group_loss: Share | None = 0.0
     min_group_prompts: Whole = 10
     checks: bool = True

@@ -17,6 +17,7 @@ from tasks.registry import Office
 HASH = re.compile(r"^[0-9a-f]{8,64}(\.dir)?$")
 IDS = ("id", "prompt_id")
 """Columns that name a row of a table."""
+READ = (*IDS, "prompt", "split")
 HELD_OUT = ("validation", "test")
 
 
@@ -56,15 +57,18 @@ def verify_export(path: Path) -> list[str]:
 def impact(office: Office, what: str) -> list[tuple[str, str, str]]:
     """Version, standing and where it learned from ``what``: a file of the project, a hash (or its beginning), or a row's id.
 
-    A version learned from what its policy's stages read, rows of held-out splits excepted. Raises ConfigurationError where the
-    tables of a version are in DVC's cache no longer, since then a row cannot be looked for.
+    A version learned from what its policy's stages read, rows of held-out splits excepted. A row is its prompt: other files may
+    number it otherwise. Raises ConfigurationError where the tables of a version are in DVC's cache no longer, since then a row
+    cannot be looked for.
     """
     now = office.standing()
     standing = {now.champion: "champion", now.previous: "previous"} | dict.fromkeys(now.rolled_back, "rolled back")
+    lineages = [(version, registry.lineage_of(office, version)) for version in office.registry.versions()]
+    row = not (Path(what).exists() or HASH.match(what))
+    prompts = _prompts_of(office, [lineage for _, lineage in lineages], what) if row else []
     rows = []
-    for version in office.registry.versions():
-        lineage = registry.lineage_of(office, version)
-        places = list(_places(office, lineage, what))
+    for version, lineage in lineages:
+        places = list(_of_row(office, lineage, what, prompts) if row else _places(office, lineage, what))
         if places:
             rows.append((version.uri, standing.get(version.number, ""), ", ".join(sorted(set(places)))))
     return rows
@@ -74,15 +78,13 @@ def _places(office: Office, lineage: dict[str, Any], what: str) -> Iterator[str]
     lock: locks.Lock = lineage["lock"]
     learned = locks.closure(lock, f"policy@{lineage['policy']}")
     path = Path(what)
-    if path.is_file() or path.is_dir():
+    if path.exists():
         yield from _of_file(office, lock, learned, path)
-    elif HASH.match(what):
+    else:
         for stage in learned:
             for kind in ("deps", "outs"):
                 yield from (place for place, md5 in locks.hashes(lock, stage, kind).items() if md5.startswith(what))
         yield from (f"the model's {name}" for name, facts in lineage["manifest"].items() if facts["sha256"].startswith(what))
-    else:
-        yield from _of_row(office, lock, learned, what)
 
 
 def _of_file(office: Office, lock: locks.Lock, learned: list[str], path: Path) -> Iterator[str]:
@@ -104,27 +106,62 @@ def _of_file(office: Office, lock: locks.Lock, learned: list[str], path: Path) -
                     yield f"{relative} ({'this' if inside and inside == md5 else 'another'} content)"
 
 
-def _of_row(office: Office, lock: locks.Lock, learned: list[str], row: str) -> Iterator[str]:
+def _prompts_of(office: Office, lineages: list[dict[str, Any]], row: str) -> list[str]:
+    """The prompts of the rows that are called so: in this folder's tables, else in those of the newest version that has one."""
+    here = [office.root / name for lineage in lineages for name, _ in _tables(lineage)]
+    for files in (here, *([_cached(office, md5) for _, md5 in _tables(lineage)] for lineage in lineages)):
+        called = [_called(_read(file), row) for file in files if file.exists()]
+        found = {text for table in called if "prompt" in table.column_names for text in table["prompt"].to_pylist()}
+        if found:
+            return sorted(found)
+    return []
+
+
+def _of_row(office: Office, lineage: dict[str, Any], row: str, prompts: list[str]) -> Iterator[str]:
+    """By prompt; by id in a table without prompts (the corpus)."""
     import pyarrow
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    read = {
-        (path, md5) for stage in learned for path, md5 in locks.hashes(lock, stage, "deps").items() if path.endswith(".parquet")
-    }
-    for path, md5 in sorted(read):
+    for path, md5 in _tables(lineage):
         cached = _cached(office, md5)
         if not cached.exists():
             raise ConfigurationError(
                 f"{path} ({md5[:12]}): not in DVC's cache any more, so its rows cannot be searched; "
                 "`dvc fetch --all-tags` fetches it"
             )
-        table = pq.read_table(cached)
+        table = _read(cached)
         if "split" in table.column_names:
             table = table.filter(pc.invert(pc.is_in(table["split"], pyarrow.array(HELD_OUT))))
-        for column in IDS:
-            if column in table.column_names and pc.any(pc.equal(table[column], row)).as_py():
-                yield f"{path} ({column})"
+        if "prompt" in table.column_names:
+            table = table.filter(pc.is_in(table["prompt"], pyarrow.array(prompts, pyarrow.string())))
+        called = _called(table, row)
+        if called.num_rows or ("prompt" in table.column_names and table.num_rows):
+            yield f"{path} ({'id' if called.num_rows else 'the same prompt'})"
+
+
+def _tables(lineage: dict[str, Any]) -> list[tuple[str, str]]:
+    """Path and hash of the tables that a version's stages read."""
+    lock: locks.Lock = lineage["lock"]
+    learned = locks.closure(lock, f"policy@{lineage['policy']}")
+    read = {item for stage in learned for item in locks.hashes(lock, stage, "deps").items() if item[0].endswith(".parquet")}
+    return sorted(read)
+
+
+def _read(file: Path) -> Any:
+    """What names and parts the rows of a table."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(file, columns=[name for name in pq.read_schema(file).names if name in READ])
+
+
+def _called(table: Any, row: str) -> Any:
+    """The rows with this id."""
+    import functools
+
+    import pyarrow.compute as pc
+
+    columns = [pc.equal(table[name], row) for name in IDS if name in table.column_names]
+    return table.filter(functools.reduce(pc.or_, columns)) if columns else table.slice(0, 0)
 
 
 def _listed(office: Office, md5: str) -> dict[str, str]:

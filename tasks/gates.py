@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from pipelines.config_promotion import Promotion
@@ -49,7 +50,8 @@ def judged(settings: Promotion, seen: Evidence) -> list[Gate]:
         _at_least("reward model: held-out pairs in order", seen.reward.get("pair_accuracy"), settings.min_pair_accuracy),
         _at_most("reward model: log loss on held-out pairs", seen.reward.get("log_loss"), settings.max_log_loss),
         _calibration(settings, seen),
-        *_regressions(settings, seen),
+        *(_regression(key, allowed, seen.compared, seen.against) for key, allowed in settings.regressions.items()),
+        *_group_regressions(settings, seen),
         _groups(settings, seen),
         *(_findings(seen) if settings.checks else []),
         _nothing("doctor", seen.doctor, "no finding that blocks") if settings.checks else None,
@@ -66,27 +68,37 @@ def _calibration(settings: Promotion, seen: Evidence) -> Gate | None:
     return _at_most("reward model: calibration error on held-out pairs", error, None if bound is None else max(bound, noise))
 
 
-def _regressions(settings: Promotion, seen: Evidence) -> list[Gate]:
-    """Metrics of both on the same prompts; ``-metric``: less is better."""
+def _regression(key: str, allowed: float, compared: dict[str, Any], against: str) -> Gate:
+    """A metric of both on the same prompts; ``-metric``: less is better."""
+    name = key.removeprefix("-")
+    ours, theirs = (compared[who].get(name) for who in ("challenger", "opponent"))
+    change = None
+    if ours is not None and theirs is not None:
+        change = round(ours - theirs if not key.startswith("-") else theirs - ours, 6)
+    return Gate(f"{name} against {against}", change, f"at least {-allowed:g}", change is not None and change >= -allowed)
+
+
+def _group_regressions(settings: Promotion, seen: Evidence) -> list[Gate]:
+    """Of every metric the group of prompts in which it has become worst; one that could not be measured is the worst."""
+    groups = _judged_groups(settings, seen)
     gates = []
-    for key, allowed in settings.regressions.items():
-        name = key.removeprefix("-")
-        ours, theirs = (seen.compared[who].get(name) for who in ("challenger", "opponent"))
-        change = None
-        if ours is not None and theirs is not None:
-            change = round(ours - theirs if not key.startswith("-") else theirs - ours, 6)
-        gates.append(
-            Gate(f"{name} against {seen.against}", change, f"at least {-allowed:g}", change is not None and change >= -allowed)
-        )
+    for key, allowed in settings.group_regressions.items():
+        found = {name: _regression(key, allowed, group, seen.against) for name, group in groups.items()}
+        if found:
+            worst = min(found, key=lambda name: -inf if (value := found[name].value) is None else float(value))
+            gates.append(replace(found[worst], name=f"{found[worst].name} in group {worst} (worst of {len(groups)})"))
     return gates
+
+
+def _judged_groups(settings: Promotion, seen: Evidence) -> dict[str, dict[str, Any]]:
+    """The groups with prompts enough to be judged."""
+    return {name: found for name, found in seen.compared["groups"].items() if found["prompts"] >= settings.min_group_prompts}
 
 
 def _groups(settings: Promotion, seen: Evidence) -> Gate | None:
     """The group of prompts that loses most surely."""
-    if settings.max_group_loss is None:
-        return None
-    groups = {name: found for name, found in seen.compared["groups"].items() if found["prompts"] >= settings.min_group_prompts}
-    if not groups:
+    groups = _judged_groups(settings, seen)
+    if settings.max_group_loss is None or not groups:
         return None
     worst = min(groups, key=lambda name: groups[name]["interval"][1])
     upper, bound = groups[worst]["interval"][1], 0.5 - settings.max_group_loss

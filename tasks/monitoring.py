@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigurationError, DataError, EnvironmentFault
-from tasks import locks, promotion, registry, repository
+from tasks import locks, promotion, registry, repository, retraining
 from tasks.ledger import Lost
 from tasks.registry import Office
 
@@ -34,7 +34,10 @@ def observe(office: Office, log: Path) -> dict[str, Any]:
         arguments = ["--log", str(log), "--version", champion, "--out", str(out)]
         arguments += ["--model", str(registry.folder_of(office, version, Path(name) / "champion"))]
         arguments += ["--after", before[-1]["until"]] if before else []
-        arguments += _scorers(office, version)
+        lock = registry.lineage_of(office, version)["lock"]
+        there = [scorers(place, lock) for place in (office.root, office.root / retraining.WORKTREE)]
+        most: list[str] = max(there, key=len)
+        arguments += most
         if previous := office.standing().previous:
             folder = registry.folder_of(office, office.registry.version(previous), Path(name) / "previous")
             arguments += ["--previous", str(folder)]
@@ -81,18 +84,17 @@ def _follow_up(office: Office, result: dict[str, Any]) -> str:
     return "drift" if result["alarms"] and result["alarms"] % full == 0 else ""
 
 
-def _scorers(office: Office, version: registry.Version) -> list[str]:
-    """The SFT and the reward model, where this folder still has those that the champion was trained with."""
-    lock = registry.lineage_of(office, version)["lock"]
-    path = office.root / "dvc.lock"
+def scorers(root: Path, lock: locks.Lock) -> list[str]:
+    """The SFT and the reward model of a folder, as options of the child, where they are those of a version's ``lock``."""
+    path = root / "dvc.lock"
     present = locks.parse(path.read_text(encoding="utf-8")) if path.exists() else {}
     theirs = {place: md5 for stage in lock for place, md5 in locks.hashes(lock, stage).items()}
     ours = {place: md5 for stage in present for place, md5 in locks.hashes(present, stage).items()}
-    found = []
+    found: list[str] = []
     for name, place in SCORERS.items():
-        if place not in theirs or theirs[place] != ours.get(place) or not (office.root / place).is_dir():
+        folder = root / place
+        if place not in theirs or theirs[place] != ours.get(place) or not folder.is_dir():
             break  # the reward model stands on the SFT model
-        folder = office.root / place
         found += [f"--{name}", str(folder / "model" if (folder / "model").is_dir() else folder)]
     return found
 

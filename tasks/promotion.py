@@ -117,7 +117,9 @@ def decide(office: Office, version: Version, compared: dict[str, Any], champion:
     }
     fence = office.standing().fence  # after a rollback the same evidence is a new question
     key = f"decision:{office.name}:{version.number}:{fence}:{locks.digest(body)}"
-    return office.ledger.append(office.name, "decision", version.number, body, key)
+    decision = office.ledger.append(office.name, "decision", version.number, body, key)
+    registry.converge(office)
+    return decision
 
 
 def enact(office: Office, decision: Entry, approval: Entry | None = None) -> Entry:
@@ -130,23 +132,20 @@ def enact(office: Office, decision: Entry, approval: Entry | None = None) -> Ent
         registry.converge(office)
 
 
-def answer(office: Office, version: Version, approved: bool, reason: str, who: str = "") -> tuple[Entry, Entry | None]:
-    """A reviewer's answer to the newest decision that waits for one; an approval promotes at once.
+def answer(
+    office: Office, version: Version, approved: bool, reason: str, who: str = "", decision: Entry | None = None
+) -> tuple[Entry, Entry | None]:
+    """A reviewer's answer to a decision (None = the newest one that passed); an approval promotes at once.
 
-    Returns the answer's entry and the promotion's. Raises ConfigurationError where nothing waits, or no longer.
+    Returns the answer's entry and the promotion's; the same answer again is the same entries. Raises ConfigurationError where
+    nothing waits, or no longer.
     """
     if not reason.strip():
         raise ConfigurationError("--reason: say why; the ledger keeps it")
-    entries = office.ledger.entries(office.name)
-    waiting = [
-        entry for entry in entries if entry.kind == "decision" and entry.version == version.number and entry.body["passed"]
-    ]
-    if not waiting:
-        raise ConfigurationError(f"{version.uri}: no decision waits for approval; `prefloop promote {version.number}` makes one")
-    decision = waiting[-1]
+    decision = decision or _waiting(office, version)
     refuse_rolled_back(office, version)
     limit = datetime.fromisoformat(decision.time) + timedelta(hours=office.params.promotion.approval_hours)
-    if datetime.now(UTC) > limit:
+    if approval_of(office, decision) is None and datetime.now(UTC) > limit:
         raise ConfigurationError(
             f"{version.uri}: the time to answer was over at {limit:%Y-%m-%d %H:%M} UTC (promotion.approval_hours); "
             f"`prefloop promote {version.number}` asks again"
@@ -177,6 +176,15 @@ def reviewer(root: Path) -> str:
         return os.environ.get("GIT_AUTHOR_EMAIL") or git(root, "config", "user.email") or getpass.getuser()
     except (PrefloopError, KeyError, OSError):
         return getpass.getuser()
+
+
+def _waiting(office: Office, version: Version) -> Entry:
+    """The newest decision of a version that passed."""
+    entries = office.ledger.entries(office.name)
+    passed = [one for one in entries if one.kind == "decision" and one.version == version.number and one.body["passed"]]
+    if not passed:
+        raise ConfigurationError(f"{version.uri}: no decision waits for approval; `prefloop promote {version.number}` makes one")
+    return passed[-1]
 
 
 def _opponent(office: Office, champion: str, ours: dict[str, Any], folder: Path) -> list[str]:

@@ -68,14 +68,14 @@ def converge(office: Office) -> list[str]:
         entries = ledger.entries(office.name)
         if not entries:
             return []
-        now, aliases = standing_with_challenger(entries)
         present = office.registry.aliases()
-        for alias, number in aliases.items():
+        for alias, number in _aliases(entries).items():
             if present.get(alias, "") != number:
                 office.registry.set_alias(alias, number)
                 changed.append(f"{alias} -> {number or 'nobody'}")
-        tagged = {version.number: version.tags for version in office.registry.versions()} if changed or now.fence else {}
-        for number, tags in _tags(entries, now).items():
+        wanted = _tags(entries)
+        tagged = {version.number: version.tags for version in office.registry.versions()} if wanted else {}
+        for number, tags in wanted.items():
             missing = {key: value for key, value in tags.items() if tagged.get(number, {}).get(key) != value}
             if missing and number in tagged:
                 office.registry.tag(number, missing)
@@ -83,31 +83,31 @@ def converge(office: Office) -> list[str]:
     return changed
 
 
-def standing_with_challenger(entries: list[Any]) -> tuple[Standing, dict[str, str]]:
-    """The standing, and the three aliases: the newest version that was never promoted is the challenger."""
+def _aliases(entries: list[Any]) -> dict[str, str]:
+    """The three aliases: the newest version that was never promoted is the challenger."""
     from tasks.ledger import standing_of
 
     now = standing_of(entries)
     promoted = {entry.version for entry in entries if entry.kind == "promote"}
     fresh = [entry.version for entry in entries if entry.kind == "register" and entry.version not in promoted]
     newest = fresh[-1] if fresh else ""
-    return now, {"champion": now.champion, "previous": now.previous, "challenger": newest}
+    return {"champion": now.champion, "previous": now.previous, "challenger": newest}
 
 
-def _tags(entries: list[Any], now: Standing) -> dict[str, dict[str, str]]:
+def _tags(entries: list[Any]) -> dict[str, dict[str, str]]:
     tags: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry.kind == "promote":
             tags.setdefault(entry.version, {})["prefloop.promoted"] = (
                 f"{entry.time}, ledger entry {entry.number} {entry.hash[:12]}"
             )
-            tags[entry.version]["prefloop.parent"] = entry.body.get("from") or "none"
         elif entry.kind == "rollback":
             tags.setdefault(entry.body["from"], {})["prefloop.rolled_back"] = f"{entry.time}, ledger entry {entry.number}"
         elif entry.kind == "decision":
             tags.setdefault(entry.version, {})["prefloop.decision"] = (
                 f"{'passed' if entry.body.get('passed') else 'refused'}, ledger entry {entry.number}"
             )
+            tags[entry.version]["prefloop.parent"] = entry.body.get("champion") or "none"
     return tags
 
 

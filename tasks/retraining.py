@@ -73,13 +73,21 @@ def policy_of(office: Office) -> str:
 
 
 def record(folder: Path, params: config.Params, reason: str) -> str:
-    """Commit parameters, data and dvc.lock in the worktree, on retrain.branch where one is named; return the commit."""
-    made = committed(folder, f"Retrain: {reason}")
+    """Commit parameters, data and dvc.lock in the worktree, on retrain.branch where one is named; return the commit.
+
+    The branch only grows: what stands on it already is the first parent.
+    """
+    message = f"Retrain: {reason}"
+    made = committed(folder, message)
     branch, remote = params.retrain.branch, params.registry.git_remote
     if branch:
+        tip = git(folder, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}")
+        if tip and git(folder, "merge-base", tip, made) != tip:
+            made = git(folder, "commit-tree", f"{made}^{{tree}}", "-p", tip, "-p", made, "-m", message)
+            git(folder, "checkout", "--quiet", "--detach", made)
         git(folder, "update-ref", f"refs/heads/{branch}", made)
         if remote and params.retrain.push:
-            git(folder, "push", "--quiet", "--force", remote, f"refs/heads/{branch}")
+            git(folder, "push", "--quiet", remote, f"refs/heads/{branch}")
     return made
 
 

@@ -32,5 +32,6 @@ def write(artifacts: Path, seed: int, kindness: float) -> None:
          "split": "train" if i < 8 else "test"}
         for i in range(10)
     ]  # fmt: skip
-    rows.append({**rows[0], "id": f"only-{seed}"})
+    rows.append({**rows[0], "id": f"only-{seed}", "prompt": f"HAMLET: only {seed}"})
+    rows.append({**rows[0], "id": f"moved-{seed}", "prompt": "HAMLET: moved"})
     write_table(pd.DataFrame(rows), artifacts / "prepared/demonstrations.parquet", DEMONSTRATIONS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipelines.config import Generation
 from pipelines.config_promotion import Monitor
@@ -40,6 +41,11 @@ def test_mmd_by_hand() -> None:
     both = drift.mmd2(gram, np.array([[0, 1], [0, 2]]), np.array([[2, 3], [1, 3]]))
     assert both[0] == pytest.approx(expected)
     assert float(drift.mmd2(gram, np.array([0, 0]), np.array([0]))) == pytest.approx(0.0)
+
+
+def test_a_window_is_large_enough() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 500"):
+        Monitor(window=499)
 
 
 def prompts(count: int, rng: np.random.Generator, low: int = 3, high: int = 9) -> list[str]:

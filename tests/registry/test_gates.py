@@ -74,6 +74,22 @@ def test_what_is_beyond_the_bound_fails(seen: Evidence, gate: str) -> None:
     assert failing(seen) == [gate]
 
 
+def test_a_group_may_not_pay_for_the_others() -> None:
+    """The worst group counts: b has lost 0.25 of its EOS rate, a nothing; c is too small to be judged; d was not measured."""
+    settings = SETTINGS.model_copy(update={"group_regressions": {"eos_rate": 0.2}})
+    figures = {"a": (20, 0.9, 0.9), "b": (10, 0.65, 0.9), "c": (9, 0.0, 0.9)}
+    groups = {
+        name: {"prompts": prompts, "interval": [0.4, 0.6], "challenger": {"eos_rate": ours}, "opponent": {"eos_rate": theirs}}
+        for name, (prompts, ours, theirs) in figures.items()
+    }
+    [gate] = [gate for gate in judged(settings, with_("compared", groups=groups)) if not gate.passed]
+    assert (gate.name, gate.value, gate.bound) == ("eos_rate against version 1 in group b (worst of 2)", -0.25, "at least -0.2")
+    groups["b"]["challenger"]["eos_rate"] = 0.7
+    assert failing(with_("compared", groups=groups), settings) == [], "at the bound"
+    groups["d"] = {**groups["a"], "challenger": {}}
+    assert failing(with_("compared", groups=groups), settings) == ["eos_rate against version 1 in group d (worst of 3)"]
+
+
 def test_a_gate_may_be_left_out() -> None:
     bare = Promotion(min_win_rate=None, max_kl=None, min_pair_accuracy=None, max_log_loss=None, max_calibration_error=None,
                      regressions={}, max_group_loss=None, checks=False)  # fmt: skip

@@ -84,6 +84,23 @@ def test_a_proven_loss_rolls_back(project: Project) -> None:
     assert [entry.kind for entry in office.ledger.entries()][-2:] == ["rollback", "incident"]
 
 
+def test_the_scorers_are_those_that_the_champion_was_trained_with(tmp_path: Path) -> None:
+    """The reward model stands on the SFT model: without that one it scores nothing."""
+    made = {"sft": "a1", "reward": "b1"}
+
+    def lock(**changed: str) -> dict:
+        return {name: {"outs": [{"path": f"artifacts/{name}", "md5": md5}]} for name, md5 in (made | changed).items()}
+
+    for folder in ("artifacts/sft/model", "artifacts/reward"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert monitoring.scorers(tmp_path, lock()) == [], "nothing was run here"
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": lock()}))
+    sft, reward = ["--sft", str(tmp_path / "artifacts/sft/model")], ["--reward", str(tmp_path / "artifacts/reward")]
+    assert monitoring.scorers(tmp_path, lock()) == sft + reward
+    assert monitoring.scorers(tmp_path, lock(reward="b2")) == sft
+    assert monitoring.scorers(tmp_path, lock(sft="a2")) == []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

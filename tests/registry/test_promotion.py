@@ -40,6 +40,7 @@ def test_the_first_champion_beats_sft_the_next_one_the_champion(project: Project
     failed = [gate["name"] for gate in decision.body["gates"] if not gate["passed"]]
     assert "win rate against version 1: lower end" in failed
     assert office.registry.aliases() == {"champion": "1", "challenger": "2"}
+    assert office.registry.version("2").tags["prefloop.parent"] == "1", "the champion that it was compared with"
     assert promotion.promote(office, worse)[1].number == decision.number, "the same evidence is the same decision"
 
     better = registered(project, 3, KINDER)
@@ -87,6 +88,9 @@ def test_the_head_to_head_is_counted_answer_by_answer(project: Project) -> None:
     assert compared["win_rate"] == pytest.approx(sum(points) / len(points), abs=1e-6)
     assert compared["interval"][0] <= compared["win_rate"] <= compared["interval"][1]
     assert {name: group["prompts"] for name, group in compared["groups"].items()} == {"even": 20, "odd": 20}
+    prompts = pd.read_parquet(project.folder / "artifacts/prepared/prompts.parquet").set_index("id")["group"]
+    even = ours[(ours["answer"] != "greedy") & (ours["prompt_id"].map(prompts) == "even")]
+    assert compared["groups"]["even"]["challenger"]["eos_rate"] == pytest.approx(even["ended"].mean(), abs=1e-6)
 
 
 def test_a_version_of_another_run_is_compared_with_its_own_evaluation_only(project: Project) -> None:
@@ -118,6 +122,46 @@ def test_a_rollback_is_quick_and_for_good(project: Project) -> None:
     code, printed = project.prefloop("rollback", "--reason", "again")
     assert code == 1
     assert "nothing to roll back to" in printed
+
+
+def test_a_sick_training_is_not_promoted(project: Project) -> None:
+    """Two steps without a KL are an alarm of the doctor (D1): the version's verdict, and the one gate that refuses it."""
+    import pandas as pd
+
+    house.give(project, 2, KINDER)
+    path = project.folder / "given/artifacts/policies/ppo/history.parquet"
+    history = pd.read_parquet(path)
+    history.loc[history["step"].isin([10, 12]), "objective/kl"] = float("nan")
+    history.to_parquet(path)
+    house.record(project, "a sick training")
+    office = registry.opened(project.folder)
+    version, _ = registry.register(office, "ppo")
+    assert version.tags["prefloop.doctor"] == "ppo: D1 numbers that are not finite"
+    outcome, decision = promotion.promote(office, version)
+    assert outcome == "refused"
+    assert [gate["name"] for gate in decision.body["gates"] if not gate["passed"]] == ["doctor"]
+
+
+def test_the_remotes_are_asked(project: Project) -> None:
+    """The tag and the data of a version are on the remotes, or the gate says what is not."""
+    elsewhere = project.folder.parent / "remote.git"
+    project.git("init", "--quiet", "--bare", str(elsewhere))
+    project.git("remote", "add", "origin", str(elsewhere))
+    settings(project, "registry:\n  git_remote: origin\npromotion:\n  pushed: true\n")
+    office = registry.opened(project.folder)
+    version, _ = registry.register(office, "ppo")
+    tag = version.tags["git.tag"]
+    assert f"refs/tags/{tag}" in project.git("ls-remote", "--tags", "origin")
+    [weights] = [file for file in (project.folder / "artifacts/policies/ppo").rglob("*.safetensors")]
+    pushed = [file.read_bytes() for file in (project.folder / ".dvc-remote").rglob("*") if file.is_file()]
+    assert weights.read_bytes() in pushed
+    project.git("push", "--quiet", "origin", "--delete", tag)
+    outcome, decision = promotion.promote(office, version)
+    assert outcome == "refused"
+    [gate] = [gate for gate in decision.body["gates"] if not gate["passed"]]
+    assert (gate["name"], gate["value"]) == ("pushed", f"{tag} is not on origin")
+    project.git("push", "--quiet", "origin", tag)
+    assert promotion.promote(office, version)[0] == "promoted"
 
 
 def test_a_person_is_asked_and_the_answer_recorded(project: Project) -> None:
@@ -218,6 +262,11 @@ def test_champion_history_audit_and_impact(project: Project) -> None:
     assert versions("d3") == both, "a row that both learned from"
     assert versions("only-2") == ["models:/prefloop/2"]
     assert versions("d9") == [], "a row of the test split"
+    assert [row[2] for row in audit.impact(office, "moved-2")] == [
+        "artifacts/prepared/demonstrations.parquet (id)",
+        "artifacts/prepared/demonstrations.parquet (the same prompt)",
+    ], "another file has numbered it otherwise"
+    assert versions("moved-1") == both, "only the older version knows this id"
     assert versions("nothing") == []
     demonstrations = "artifacts/prepared/demonstrations.parquet"
     import hashlib

@@ -23,15 +23,22 @@ from tests.registry import house
 
 
 def test_a_version_is_a_plain_transformers_folder(project: Project) -> None:
+    import mlflow
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipelines.models.loading import load_causal_lm, load_tokenizer, save_model
+
+    given = project.folder / "given/artifacts/policies/ppo/model"
+    speaking = load_tokenizer(given)
+    speaking.chat_template = "{% for message in messages %}{{ message['role'] | upper }}: {{ message['content'] }}{% endfor %}"
+    save_model(load_causal_lm(given), speaking, given)
+    house.record(project, "a model that is spoken to")
     office = registry.opened(project.folder)
     version, fresh = registry.register(office, "ppo")
     assert fresh
     assert version.number == "1"
     office.registry.set_alias("champion", "1")
-
-    import mlflow
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     mlflow.set_tracking_uri(office.registry.uri)
     folder = mlflow.artifacts.download_artifacts("models:/prefloop@champion")
@@ -39,6 +46,8 @@ def test_a_version_is_a_plain_transformers_folder(project: Project) -> None:
     trained = AutoModelForCausalLM.from_pretrained(project.folder / "artifacts/policies/ppo/model")
     asked = tokenizer("HAMLET: To be", return_tensors="pt").input_ids
     assert torch.equal(model(asked).logits, trained(asked).logits)
+    said = tokenizer.apply_chat_template([{"role": "hamlet", "content": "To be"}], tokenize=False)
+    assert said == "HAMLET: To be"
 
     names = {path.name for path in Path(folder).iterdir()}
     assert {
@@ -71,6 +80,8 @@ def test_the_tags_say_where_it_comes_from(project: Project) -> None:
     assert "PPO" in card
     assert f"{metrics['win_rate']:.4g}" in card
     assert head in card
+    parts = ("**Data.**", "**Licences.** Base: ", "Data: ", "**Limits.** Evaluated on answers of at most", "**Cost.**")
+    assert [part for part in parts if part not in card] == []
 
 
 def test_the_same_content_is_the_same_version(project: Project) -> None:

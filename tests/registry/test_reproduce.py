@@ -56,8 +56,10 @@ def test_a_changed_parameter_is_named(project: Project) -> None:
 def test_changed_data_is_named(project: Project) -> None:
     version, _ = registry.register(registry.opened(project.folder), "ppo")
     house.give(project, 2)
+    project.write("two.yaml", house.PARAMS.replace("threads: 1", "threads: 2"))
     office = registry.opened(project.folder)
-    verdict = reproduce.reproduce(office, version)
+    verdict = reproduce.reproduce(office, version, project.folder / "two.yaml")
+    assert verdict.elsewhere == ["threads: 2 here, 1 there"]
     assert verdict.stage == "prepare"
     assert verdict.causes[0].startswith("data given/artifacts/prepared: ")
     assert verdict.files == ["model.safetensors"]

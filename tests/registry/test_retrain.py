@@ -58,12 +58,26 @@ def test_new_data_is_promoted_worse_data_keeps_the_champion(served: Project, mon
 def test_the_record_goes_to_the_branch_that_is_named(project: Project) -> None:
     office = registry.opened(project.folder)
     worktree = retraining.prepare(project.folder)
-    params = office.params.model_copy(update={"retrain": office.params.retrain.model_copy(update={"branch": "models"})})
+    project.git("init", "--quiet", "--bare", str(project.folder.parent / "remote.git"))
+    project.git("remote", "add", "origin", str(project.folder.parent / "remote.git"))
+    named = {"retrain": {"branch": "models"}, "registry": {"git_remote": "origin"}}
+    params = office.params.model_copy(
+        update={section: getattr(office.params, section).model_copy(update=values) for section, values in named.items()}
+    )
     (worktree / "params.yaml").write_text(house.PARAMS + "# newer\n")
     commit = retraining.record(worktree, params, "a test")
     assert project.git("rev-parse", "models").strip() == commit
+    assert project.git("ls-remote", "origin", "refs/heads/models").split()[0] == commit
     assert project.git("show", "models:params.yaml").endswith("# newer\n")
     assert subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"], cwd=project.folder).returncode == 0
+
+    worktree = retraining.prepare(project.folder)
+    (worktree / "params.yaml").write_text(house.PARAMS + "# newest\n")
+    newer = retraining.record(worktree, params, "another test")
+    assert project.git("rev-list", "--first-parent", "models").split()[:2] == [newer, commit], "the branch grows"
+    assert project.git("rev-parse", f"{newer}^2^").strip() == project.git("rev-parse", "HEAD").strip(), "on the present code"
+    assert project.git("ls-remote", "origin", "refs/heads/models").split()[0] == newer
+    assert project.git("show", "models:params.yaml").endswith("# newest\n")
 
 
 def test_ticks_that_were_slept_over_are_caught_up_once(project: Project) -> None:
