@@ -56,17 +56,22 @@ def main() -> None:
 
 def one(folder: Path, entry: Entry) -> Entry:
     """A soft prompt before a frozen model, which is made once for all seeds."""
-    scratch = {"scratch": recipe("tiny")["base"]["scratch"] | SCRATCH | SIZES[entry["model"]]}
-    base = made(folder / entry["model"], params("tiny", 1, SETTINGS, {"base": scratch}), ["prepare", "base"]) / "base"
-    training = PROMPTS[entry["prompt"]]
-    settings = params("tiny", entry["seed"], SETTINGS, {"sft": training or {}})
-    prepared = made(folder / f"prepared-{entry['seed']}", settings, ["prepare"]) / "prepared"
-    rows, precision = demonstrations(prepared, "test"), settings.evaluate.precision
-    if training is None:
+    own, tuned = settings(entry)
+    base = made(folder / entry["model"], own, ["prepare", "base"]) / "base"
+    prepared = made(folder / f"prepared-{entry['seed']}", tuned, ["prepare"]) / "prepared"
+    rows, precision = demonstrations(prepared, "test"), tuned.evaluate.precision
+    if PROMPTS[entry["prompt"]] is None:
         return {"nats": nats(base, rows, precision), "parameters": parameters(base)}
     with place(folder, {"prepared": prepared, "base": base}) as root:
-        run_stage("sft", settings, root)
+        run_stage("sft", tuned, root)
         return {"nats": nats(root / "artifacts" / "sft" / "model", rows, precision)}
+
+
+def settings(entry: Entry) -> tuple[Any, Any]:
+    """The parameters of the frozen model's making, and of the soft prompt's."""
+    scratch = recipe("tiny")["base"]["scratch"] | SCRATCH | SIZES[entry["model"]]
+    tuned = params("tiny", entry["seed"], SETTINGS, {"sft": PROMPTS[entry["prompt"]] or {}})
+    return params("tiny", 1, SETTINGS, {"base": {"scratch": scratch}}), tuned
 
 
 def parameters(model: Path) -> int:
