@@ -35,8 +35,9 @@ PROMPTS: dict[str, dict[str, Any] | None] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "prepare": {"demonstrations": 1024, "train_prompts": 8, "validation_prompts": 32, "test_prompts": 128},
     "sft": {"adapter": "prompt", "learning_rate": 0.03, "num_train_epochs": 2, "save_steps": 1000},
-    "runtime": {"threads": 2},
 }
+THREADS = {"small": 1, "middle": 1, "large": 2}
+"""Where cores are shared, two threads spend a small model's time waiting for each other."""
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         {"model": size, "seed": seed, "prompt": prompt} for size in SIZES for seed in options.seeds for prompt in PROMPTS
     ]
     entries = [entry for entry in entries if any(word in name_of(entry) for word in options.only)]
-    found = measured("soft_prompts", [SIZES, SCRATCH, PROMPTS, SETTINGS], entries, one)
+    found = measured("soft_prompts", [SIZES, SCRATCH, PROMPTS, SETTINGS, THREADS], entries, one)
     command = "python benchmarks/soft_prompts.py --seeds " + " ".join(map(str, options.seeds))
     save("soft_prompts", {**facts(command), "entries": found})
 
@@ -70,8 +71,9 @@ def one(folder: Path, entry: Entry) -> Entry:
 def settings(entry: Entry) -> tuple[Any, Any]:
     """The parameters of the frozen model's making, and of the soft prompt's."""
     scratch = recipe("tiny")["base"]["scratch"] | SCRATCH | SIZES[entry["model"]]
-    tuned = params("tiny", entry["seed"], SETTINGS, {"sft": PROMPTS[entry["prompt"]] or {}})
-    return params("tiny", 1, SETTINGS, {"base": {"scratch": scratch}}), tuned
+    common = {**SETTINGS, "runtime": {"threads": THREADS[entry["model"]]}}
+    tuned = params("tiny", entry["seed"], common, {"sft": PROMPTS[entry["prompt"]] or {}})
+    return params("tiny", 1, common, {"base": {"scratch": scratch}}), tuned
 
 
 def parameters(model: Path) -> int:
