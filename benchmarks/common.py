@@ -35,6 +35,11 @@ def save(name: str, result: dict[str, Any]) -> None:
     subprocess.run([sys.executable, str(ROOT / "benchmarks" / "tables.py")], check=True)
 
 
+def code() -> str:
+    """Git's hash of the pipeline's code, as it is committed."""
+    return _git("rev-parse", "HEAD:pipelines")
+
+
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -10,19 +10,15 @@ kept under .runs/maxmin. ``--collect`` only records what is there.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, facts, save
-
-sys.path.insert(0, str(ROOT))
+from staged import run_stage
 
 SHARES = {"kind": 0.8, "brief": 0.2}
 PEOPLE = 10
@@ -71,13 +67,13 @@ def measured(root: Path, seed: int) -> dict[str, Any]:
 
     params = settings(seed)
     for stage in ("prepare", "base", "sft"):
-        run(stage, params, root)
+        run_stage(stage, params, root)
     prompts = read_table(root / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
     pairs = compared(params, root, prompts)
     write_table(pairs, root / "artifacts" / "preferences" / "pairs.parquet", PAIRS)
     found = right_groups(params, root)
     for stage in ("reward", "policy@single", "policy@maxmin"):
-        run(stage, params, root)
+        run_stage(stage, params, root)
     tested = prompts[prompts["split"] == "test"]
     policies = {name: against_sft(params, root, tested, name) for name in params.policies}
     counts = pairs[pairs["split"] == "train"]["group"].value_counts().to_dict()
@@ -178,29 +174,6 @@ def sampled(params: Any, model: Path, prompts: Any, answers: int) -> Any:
     job = preferences.Job(model, params.preferences.generation, "float32", answers, params.seed)
     asked = list(zip(prompts["id"], prompts["prompt"], strict=True))
     return pd.DataFrame(preferences.answer(job, asked, Worker(0, 1, "cpu", Journal(None))))
-
-
-def run(stage: str, params: Any, root: Path) -> None:
-    """A stage in this process; its outputs are put where the next one reads them."""
-    from pipelines.context import Context, Worker, make_deterministic, seed_for
-    from pipelines.journal import Journal
-    from pipelines.stages import stage_of
-
-    class Here:
-        workers = 0
-
-        def train(self, function: Any, job: Any, scratch: Path) -> None:
-            function(job, Worker(0, 1, "cpu", Journal(None)))
-
-        def map(self, function: Any, job: Any, items: Any) -> list:
-            return function(job, items, Worker(0, 1, "cpu", Journal(None)))
-
-    scratch = root / ".runs" / stage
-    scratch.mkdir(parents=True)
-    make_deterministic(seed_for(params.seed, stage), params.runtime.threads)
-    module = importlib.import_module(f"pipelines.stages.{stage_of(stage).module}")
-    module.run(Context(stage, params, root, scratch, Journal(None), Here()))
-    shutil.copytree(scratch / "outs", root, dirs_exist_ok=True, copy_function=shutil.move)
 
 
 if __name__ == "__main__":

@@ -41,13 +41,14 @@ def main() -> None:
 
 
 def record(seed: int) -> dict[str, Any]:
-    """One seed: each policy's figures from the report, and what its training took."""
+    """One seed: each policy's figures from the report, and what its training took (nothing, where DVC had it from before)."""
     folder = ROOT / ".runs" / "worktrees" / f"seed-{seed}"
     report = json.loads((folder / "artifacts" / "report" / "metrics.json").read_text(encoding="utf-8"))
     found = {}
     for name, policy in report["policies"].items():
-        took = json.loads((folder / ".runs" / f"policy@{name}" / "last.json").read_text(encoding="utf-8"))
-        found[name] = {key: policy[key] for key in SHOWN} | {key: took[key] for key in ("seconds", "peak_rss_bytes")}
+        file = folder / ".runs" / f"policy@{name}" / "last.json"
+        took = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        found[name] = {key: policy[key] for key in SHOWN} | {key: took.get(key) for key in ("seconds", "peak_rss_bytes")}
     return found
 
 

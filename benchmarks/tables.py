@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -265,13 +266,75 @@ def _policies(name: str) -> str:
             "|" + "---|" * 7]  # fmt: skip
     for entry in seeds[0]:
         runs = [seed[entry] for seed in seeds]
-        mean = {key: statistics.mean(run[key] for run in runs) for key in ("win_rate", "gold_mean", "kl", "seconds")}
-        memory = max(run["peak_rss_bytes"] for run in runs) / 1e9
+        mean = {key: statistics.mean(run[key] for run in runs) for key in ("win_rate", "gold_mean", "kl")}
+        trained = [run for run in runs if run["seconds"] is not None]
+        took = f"{statistics.mean(run['seconds'] for run in trained):.0f}" if trained else ""
+        memory = f"{max(run['peak_rss_bytes'] for run in trained) / 1e9:.2f}" if trained else ""
         rows.append(
             f"| {entry} | {runs[0]['method']} | {mean['win_rate']:.3f} ({min(run['win_rate'] for run in runs):.3f}) "
-            f"| {mean['gold_mean']:.3f} | {mean['kl']:.2f} | {mean['seconds']:.0f} | {memory:.2f} |"
+            f"| {mean['gold_mean']:.3f} | {mean['kl']:.2f} | {took} | {memory} |"
         )
     return "\n".join(rows) + f"\n\nMeans over {len(seeds)} seeds. {_provenance(result)}\n"
+
+
+def soft_prompts() -> str:
+    """A row a model: what held-out answers cost it with each soft prompt, and three differences with their range over seeds."""
+    result = _load("soft_prompts")
+    if result is None:
+        return "Not measured yet.\n"
+    cost: dict[str, dict[str, dict[int, float]]] = {}
+    for entry in result["entries"]:
+        cost.setdefault(entry["model"], {}).setdefault(entry["prompt"], {})[entry["seed"]] = entry["nats"]
+    size = {entry["model"]: entry["parameters"] for entry in result["entries"] if "parameters" in entry}
+    prompts = list(dict.fromkeys(entry["prompt"] for entry in result["entries"]))
+    pairs = {"1 less 16 vectors": ("1, vocabulary", "16, vocabulary"), "random less vocabulary": ("16, random", "16, vocabulary"),
+             "text less vocabulary": ("16, text", "16, vocabulary")}  # fmt: skip
+    rows = [f"| parameters | {' | '.join(prompts)} | {' | '.join(pairs)} |", "|" + "---|" * (1 + len(prompts) + len(pairs))]
+    for model, own in cost.items():
+        means = [f"{statistics.mean(own[name].values()):.3f}" if name in own else "" for name in prompts]
+        gaps = [_gap(own.get(one, {}), own.get(other, {})) for one, other in pairs.values()]
+        rows.append(f"| {size[model]:,} | {' | '.join(means)} | {' | '.join(gaps)} |")
+    seeds = len({entry["seed"] for entry in result["entries"]})
+    return "\n".join(rows) + (
+        f"\n\nNats a token of held-out answers, means over {seeds} seeds; of differences also the lowest and the highest seed. "
+        f"{_provenance(result)}\n"
+    )
+
+
+def mixtures() -> str:
+    """A row a mixture: what the answers to held-out tasks and templates cost; then what each knob changes, seed by seed."""
+    result = _load("mixtures")
+    if result is None:
+        return "Not measured yet.\n"
+    kinds = {"held_out_tasks": "held-out tasks", "held_out_templates": "held-out templates"}
+    cost: dict[str, dict[str, dict[int, float]]] = {}
+    for entry in result["entries"]:
+        for kind in kinds:
+            cost.setdefault(entry["mixture"], {}).setdefault(kind, {})[entry["seed"]] = entry[kind]
+    rows = [f"| learnt from | {' | '.join(kinds.values())} |", "|---|---|---|"]
+    for name, own in cost.items():
+        cells = [f"{statistics.mean(own[kind].values()):.3f} ({_range(own[kind].values())})" for kind in kinds]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    knobs = (("6 tasks", "1 task"), ("6 tasks", "1 template a task"), ("temperature 8", "temperature 1"))
+    rows += ["", f"| difference | {' | '.join(kinds.values())} |", "|---|---|---|"]
+    for one, other in knobs:
+        if one in cost and other in cost:
+            rows.append(f"| {one} less {other} | {' | '.join(_gap(cost[one][kind], cost[other][kind]) for kind in kinds)} |")
+    seeds, read = len({entry["seed"] for entry in result["entries"]}), result["entries"][0]
+    return "\n".join(rows) + (
+        f"\n\nNats a token, means over {seeds} seeds with the lowest and the highest; {read['held_out_tasks_answers']} and "
+        f"{read['held_out_templates_answers']} answers. {_provenance(result)}\n"
+    )
+
+
+def _gap(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """The mean difference over the seeds that both have, and its range."""
+    gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return f"{statistics.mean(gaps):+.3f} ({_range(gaps, '+')})" if gaps else ""
+
+
+def _range(values: Collection[float], sign: str = "") -> str:
+    return f"{min(values):{sign}.3f} to {max(values):{sign}.3f}"
 
 
 def judges() -> str:
@@ -384,7 +447,7 @@ ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "rep
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
     "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation,
-    "methods": methods, "betas": betas,
+    "methods": methods, "betas": betas, "soft_prompts": soft_prompts, "mixtures": mixtures,
     "judges": judges,
     "maxmin": maxmin,
     "iterate": iterate,

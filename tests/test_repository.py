@@ -1,9 +1,12 @@
 """What must hold for the files of the repository themselves."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -19,6 +22,29 @@ def test_tables_are_what_the_raw_results_say() -> None:
     for page in tables.PAGES:
         text = page.read_text(encoding="utf-8")
         assert tables.renewed(text) == text, f"{page.name}: run python benchmarks/tables.py"
+
+
+def test_settings_of_benchmarks_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are put into recipes; a recipe or the configuration that changes would else show after hours of measuring."""
+    from pipelines.config import Params, load
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    names = ("iterate", "maxmin", "mixtures", "over_optimisation", "soft_prompts", "staged")
+    iterate, maxmin, mixtures, over_optimisation, soft_prompts, staged = map(importlib.import_module, names)
+    iterate.configure(tmp_path, 1, 96)
+    assert load(tmp_path / "params.yaml").policies["ppo"].steps == 24
+    over_optimisation.write(tmp_path / "params.yaml")
+    assert load(tmp_path / "params.yaml").policies["ppo"].snapshot_every == 5
+    assert maxmin.settings(1).policies["maxmin"].rewards[0].kind == "maxmin"
+    for prompt in soft_prompts.PROMPTS:
+        for model in soft_prompts.SIZES:
+            base, tuned = soft_prompts.settings({"model": model, "seed": 1, "prompt": prompt})
+            assert isinstance(base, Params)
+            assert tuned.sft.adapter == "prompt"
+    for knob in filter(None, mixtures.MIXTURES.values()):
+        changed = mixtures.prepare(knob, trained=[])["prepare"]
+        mixture = staged.params("flan_mixture", 1, mixtures.SETTINGS, {"prepare": changed}).prepare.mixture
+        assert {name: getattr(mixture, name) for name in knob} == knob
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:

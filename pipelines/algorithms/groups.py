@@ -1,8 +1,8 @@
 """Groups that prefer differently: who is worst off, and which groups there are.
 
 Papers: Bradley and Terry 1952; Chakraborty et al. 2024 (MaxMin-RLHF), section 4: the policy that maximises min over groups u of
-F_u(pi) = E[r_u] - beta KL(pi || pi_ref) (Algorithm 1), groups found by hard expectation maximisation (Algorithm 2); Sen 2017
-(egalitarian rule). Axes: G groups, N pairs, H features, M annotators, U clusters.
+F_u(pi) = E[r_u] - beta KL(pi || pi_ref), groups found by hard expectation maximisation; Sen 2017 (egalitarian rule). Axes: G
+groups, N pairs, H features, M annotators, U clusters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RIDGE = 1.0
 
 
 def worst_off(means_G: torch.Tensor) -> int:
-    """The group with the smallest expected reward, argmin_u F_u(pi) of Algorithm 1: the KL in F_u is every group's."""
+    """The group with the smallest expected reward, argmin_u F_u(pi): the KL in F_u is every group's."""
     return int(means_G.argmin())
 
 
@@ -34,7 +34,7 @@ class Groups:
 def find_groups(
     differences_NH: torch.Tensor, annotators: Sequence[int], clusters: int, seed: int, restarts: int = 5, most: int = 100
 ) -> Groups:
-    """Clusters of annotators with a linear Bradley-Terry reward each, by hard expectation maximisation (Algorithm 2).
+    """Clusters of annotators with a linear Bradley-Terry reward each, by hard expectation maximisation.
 
     ``differences_NH``: features of the chosen answer less those of the rejected one; ``annotators`` [N] numbers 0..M-1 who
     preferred it. E-step: an annotator belongs to argmax_u sum log sigmoid(w_u . d) over their own pairs. M-step: each w_u is most

@@ -1,6 +1,6 @@
 """Who belongs together, the pairs of each group, and how far the groups agree.
 
-Paper: Chakraborty et al. 2024 (MaxMin-RLHF), section 4 and Algorithm 2.
+Paper: Chakraborty et al. 2024 (MaxMin-RLHF), section 4.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class MaxMinReward:
 def maxmin(groups: dict[str, list[float]]) -> WorstOff:
     """The scores of the group with the smallest mean over all workers' answers.
 
-    Chakraborty et al. 2024, Algorithm 1: in each step u = argmin_u F_u(pi), and PPO goes up F_u. F_u(pi) = E[r_u] - beta
+    Chakraborty et al. 2024, section 4: in each step u = argmin_u F_u(pi), and PPO goes up F_u. F_u(pi) = E[r_u] - beta
     KL(pi || pi_ref) is estimated on the step's own answers; its KL is every group's, so it does not decide. It is the least
     expectation that is raised, not the expectation of each answer's least score, which is smaller.
     """
