@@ -93,7 +93,16 @@ def roll_out(learner: Learner, prompts: list[Row], first_row: int, engine: Engin
     padded["sampled"] = padded["logprobs"] if own else _padded([torch.tensor(row) for row in sampled.logprobs], mask)
     scores = torch.zeros(len(prompts))
     return Rollout(
-        first_row, prompts, sampled.tokens, sampled.ended, mask, **padded, scores=scores, terms={}, first_pass=first_pass
+        first_row,
+        prompts,
+        sampled.tokens,
+        sampled.ended,
+        mask,
+        **padded,
+        scores=scores,
+        terms={},
+        groups={},
+        first_pass=first_pass,
     )
 
 
