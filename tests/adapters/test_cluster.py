@@ -182,7 +182,7 @@ def test_a_stopped_stage_leaves_nothing_running(tmp_path: Path, number: signal.S
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, env=env, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300  # two workers' imports, on a machine that others use as well
         while len(pids := [int(path.name[4:]) for path in tmp_path.glob("pid-*")]) < 2:
             assert stage.poll() is None
             assert time.monotonic() < deadline

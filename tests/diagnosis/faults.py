@@ -185,7 +185,7 @@ def rollout_temperature(temperature: float) -> Iterator[None]:
     """Old log-probabilities are taken at another temperature than the update's."""
     honest = Learner.assess
 
-    def assess(self: Learner, packed: Any) -> Any:
+    def assess(self: Learner, packed: Any, **_: Any) -> Any:
         params = self.params
         generation = params.generation.model_copy(update={"temperature": temperature})
         self.params = params.model_copy(update={"generation": generation})
@@ -194,7 +194,8 @@ def rollout_temperature(temperature: float) -> Iterator[None]:
         finally:
             self.params = params
 
-    with mock.patch.object(Learner, "assess", assess):
+    apart = mock.patch("pipelines.training.rollout.begins_the_update", lambda *_: False)
+    with apart, mock.patch.object(Learner, "assess", assess):
         yield
 
 

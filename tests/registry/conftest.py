@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.flows.conftest import api  # noqa: F401  (imported into a module it would last as long as the session)
 from tests.project import Project, environment_for
 from tests.registry import house
 

@@ -10,7 +10,6 @@ from ruamel.yaml import YAML
 
 from pipelines.errors import ConfigurationError
 from tasks import registry, retraining, rounds, versions, worktrees
-from tests.flows.conftest import api  # noqa: F401  (the session's Prefect server)
 from tests.project import Project
 from tests.registry import house
 from tests.registry.test_retrain import served  # noqa: F401

@@ -8,13 +8,12 @@ import time
 import pytest
 
 from tasks import registry, retraining
-from tests.flows.conftest import api  # noqa: F401  (the session's Prefect server)
 from tests.project import Project
 from tests.registry import house
 
 
 @pytest.fixture
-def served(project: Project, api: str) -> Project:  # noqa: F811
+def served(project: Project, api: str) -> Project:
     """The project, its commands on the session's Prefect server."""
     return Project(project.folder, {**project.environment, "PREFECT_API_URL": api})
 
