@@ -194,7 +194,7 @@ def rollout_temperature(temperature: float) -> Iterator[None]:
         finally:
             self.params = params
 
-    apart = mock.patch("pipelines.training.rollout.begins_the_update", lambda *_: False)
+    apart = mock.patch("pipelines.training.rollout.begins_the_update", return_value=False)
     with apart, mock.patch.object(Learner, "assess", assess):
         yield
 
