@@ -32,18 +32,16 @@ def renewed(text: str) -> str:
 
 def table(name: str) -> str:
     """The table called ``name``."""
-    return TABLES[name]()
+    path = RESULTS / f"{FROM.get(name, name)}.json"
+    return TABLES[name](json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not measured yet.\n"
 
 
-def seeds() -> str:
+def seeds(result: dict[str, Any]) -> str:
     """One row a seed and policy, with the interval, the language checks, and the mean over seeds."""
-    result = _load("seeds")
-    if result is None:
-        return "Not measured yet.\n"
     rows = ["| seed | policy | gold SFT → policy | KL (nats) | win / lose / tie | win rate [95 %] | RM win rate | perplexity "
             "ratio | distinct-2 ratio | pair accuracy | SFT EOS rate |", "|" + "---|" * 11]  # fmt: skip
     rates: dict[str, list[float]] = {}
-    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+    for seed, run in _numbered(result["seeds"]):
         report = run["report"]
         for name, policy in sorted(report["policies"].items()):
             rates.setdefault(name, []).append(policy["win_rate"])
@@ -61,11 +59,8 @@ def seeds() -> str:
     return "\n".join(rows) + f"\n\nMean win rate over {len(result['seeds'])} seeds: {means}. {_provenance(result)}\n"
 
 
-def default_run() -> str:
+def default_run(result: dict[str, Any]) -> str:
     """The first seed's win table, for the README."""
-    result = _load("seeds")
-    if result is None:
-        return "Not measured yet.\n"
     seed = min(result["seeds"], key=int)
     report = result["seeds"][seed]["report"]
     rows = ["| model | gold reward | KL to SFT (nats) | win / lose / tie against SFT | win rate [95 %] |",
@@ -78,11 +73,8 @@ def default_run() -> str:
     return "\n".join(rows) + f"\n\nSeed {seed}; the other seeds are in docs/benchmarks.md.\n"
 
 
-def budget() -> str:
+def budget(result: dict[str, Any]) -> str:
     """The default recipe stage by stage: seconds bare and in the flow, share, memory, output."""
-    result = _load("orchestration_shakespeare")
-    if result is None:
-        return "Not measured yet.\n"
     flow = result["stages"]["flow"]
     names = [name for name in ORDER if name in flow] + sorted(set(flow) - set(ORDER))
     bare_s, flow_s = ({name: result["stages"][side][name]["seconds"] for name in names} for side in ("bare", "flow"))
@@ -98,23 +90,16 @@ def budget() -> str:
     )
 
 
-def orchestration() -> str:
-    """The flow against the bare process, for each recipe measured."""
-    rows = ["| recipe | bare process (s) | flow (s) | ratio |", "|---|---|---|---|"]
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("orchestration_*.json"))]
-    if not results:
-        return "Not measured yet.\n"
-    for result in results:
-        bare, flow = result["seconds"]["bare"], result["seconds"]["flow"]
-        rows.append(f"| {result['recipe']} | {bare:.0f} | {flow:.0f} | {result['ratio']:.3f} |")
-    return "\n".join(rows) + f"\n\n{_provenance(results[-1])}\n"
+def orchestration(result: dict[str, Any]) -> str:
+    """The flow of the default recipe against the bare process."""
+    bare, flow = result["seconds"]["bare"], result["seconds"]["flow"]
+    rows = ["| recipe | bare process (s) | flow (s) | ratio |", "|---|---|---|---|",
+            f"| {result['recipe']} | {bare:.0f} | {flow:.0f} | {result['ratio']:.3f} |"]  # fmt: skip
+    return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
 
 
-def ppo() -> str:
+def ppo(result: dict[str, Any]) -> str:
     """Our PPO against TRL's, a row a case."""
-    result = _load("ppo")
-    if result is None:
-        return "Not measured yet.\n"
     rows = [f"| case | ours (episodes/s) | {result['peer']} (episodes/s) | times its speed | ours (GB) | peer (GB) "
             "| of its memory | outside the phases |", "|" + "---|" * 8]  # fmt: skip
     for name, case in result["cases"].items():
@@ -137,18 +122,15 @@ def ppo() -> str:
     return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
 
 
-def data() -> str:
+def data(result: dict[str, Any]) -> str:
     """Seconds and memory of the data's way, ours and the peer's."""
-    result = _load("data")
-    if result is None:
-        return "Not measured yet.\n"
     labels = {
         "rows": "read, check, drop repeats, split, write Parquet",
         "stage": "the same, near duplicates, contamination, the other tables, quality.json: all of the stage",
         "peer": "datasets + pandas, checks row by row: as the first line",
     }
     rows = ["| rows | what | seconds | processor seconds | peak memory (GB) |", "|---|---|---|---|---|"]
-    for count, parts in sorted(result["parts"].items(), key=lambda item: int(item[0])):
+    for count, parts in _numbered(result["parts"]):
         for name, part in parts.items():
             if name == "bytes":
                 continue
@@ -175,11 +157,8 @@ def _growth(sizes: dict[str, dict[str, Any]]) -> str:
     return " ".join(said)
 
 
-def diagnosis() -> str:
+def diagnosis(result: dict[str, Any]) -> str:
     """A row a detector: its fault, when it spoke, its near miss, how often it spoke in clean runs; then the confusion matrix."""
-    result = _load("diagnosis")
-    if result is None:
-        return "Not measured yet.\n"
     runs = [spoken for seeds in result["clean"].values() for spoken in seeds.values()]
     rows = ["| detector | injected fault | there at step | spoke at step | found, first cause right | also spoke "
             "| near miss | silent | clean runs with a finding |", "|" + "---|" * 9]  # fmt: skip
@@ -203,11 +182,8 @@ def _mark(good: bool) -> str:
     return "yes" if good else "**no**"
 
 
-def evaluation() -> str:
+def evaluation(result: dict[str, Any]) -> str:
     """Scoring against generation, the other metrics apart, and the report."""
-    result = _load("evaluation")
-    if result is None:
-        return "Not measured yet.\n"
     rows = ["| what | seconds | of generation | allowed |", "|---|---|---|---|"]
     models, report = result.get("models"), result.get("report")
     for name, phases in sorted(models["seconds"].items() if models else ()):
@@ -225,14 +201,11 @@ def evaluation() -> str:
     return "\n".join(rows) + f"\n\n{' '.join(_provenance(part) for part in (models, report) if part)}\n"
 
 
-def over_optimisation() -> str:
+def over_optimisation(result: dict[str, Any]) -> str:
     """Where gold is highest along PPO's steps and best-of-n, and what becomes of it, a row a seed."""
-    result = _load("over_optimisation")
-    if result is None:
-        return "Not measured yet.\n"
     rows = ["| seed | series | proxy, first → last (SFT's sd) | gold, first → peak → last | peak at KL "
             "| fell by (standard errors) | fit alpha, beta | R2 |", "|" + "---|" * 8]  # fmt: skip
-    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+    for seed, run in _numbered(result["seeds"]):
         for name, found in run.items():
             points, fit = found["points"], found["fit"]
             first, last, peak = points[0], points[-1], max(points, key=lambda point: point["gold"])
@@ -246,21 +219,8 @@ def over_optimisation() -> str:
     return "\n".join(rows) + f"\n\n{_provenance(result)}\n"
 
 
-def methods() -> str:
-    """Every method on the default recipe's data."""
-    return _policies("methods")
-
-
-def betas() -> str:
-    """Three betas of DPO."""
-    return _policies("betas")
-
-
-def _policies(name: str) -> str:
+def policies(result: dict[str, Any]) -> str:
     """A row a policy of a recipe: means over the seeds, with the lowest win rate of any seed."""
-    result = _load(name)
-    if result is None:
-        return "Not measured yet.\n"
     seeds = list(result["seeds"].values())
     rows = ["| entry | method | win rate against SFT (lowest seed) | gold reward | KL (nats) | training (s) | peak memory (GB) |",
             "|" + "---|" * 7]  # fmt: skip
@@ -277,11 +237,8 @@ def _policies(name: str) -> str:
     return "\n".join(rows) + f"\n\nMeans over {len(seeds)} seeds. {_provenance(result)}\n"
 
 
-def soft_prompts() -> str:
+def soft_prompts(result: dict[str, Any]) -> str:
     """A row a model: what held-out answers cost it with each soft prompt, and three differences with their range over seeds."""
-    result = _load("soft_prompts")
-    if result is None:
-        return "Not measured yet.\n"
     cost: dict[str, dict[str, dict[int, float]]] = {}
     for entry in result["entries"]:
         cost.setdefault(entry["model"], {}).setdefault(entry["prompt"], {})[entry["seed"]] = entry["nats"]
@@ -301,11 +258,8 @@ def soft_prompts() -> str:
     )
 
 
-def mixtures() -> str:
+def mixtures(result: dict[str, Any]) -> str:
     """A row a mixture: what the answers to held-out tasks and templates cost; then what each knob changes, seed by seed."""
-    result = _load("mixtures")
-    if result is None:
-        return "Not measured yet.\n"
     kinds = {"held_out_tasks": "held-out tasks", "held_out_templates": "held-out templates"}
     cost: dict[str, dict[str, dict[int, float]]] = {}
     for entry in result["entries"]:
@@ -337,11 +291,8 @@ def _range(values: Collection[float], sign: str = "") -> str:
     return f"{min(values):{sign}.3f} to {max(values):{sign}.3f}"
 
 
-def judges() -> str:
+def judges(result: dict[str, Any]) -> str:
     """SmolLM2 as the judge of a constitution: a row what the harsh answer says to it."""
-    result = _load("judges")
-    if result is None:
-        return "Not measured yet.\n"
     rows = ["| the harsh answer goes on with | agrees, one order | agrees, both orders | position bias (nats) "
             "| decided by position | mean preference (nats) |", "|" + "---|" * 6]  # fmt: skip
     for said, found in result["compared"].items():
@@ -356,16 +307,13 @@ def judges() -> str:
     return "\n".join(rows) + f"\n\n{result['pairs']} pairs. {alone}{_provenance(result)}\n"
 
 
-def maxmin() -> str:
+def maxmin(result: dict[str, Any]) -> str:
     """The single reward model against MaxMin: every group's win rate over SFT by its own judge, a row a seed and policy."""
-    result = _load("maxmin")
-    if result is None:
-        return "Not measured yet.\n"
     names = list(result["groups"])
     heads = " | ".join(f"{name} ({result['groups'][name]:.0%} of people): win rate" for name in names)
     rows = [f"| seed | policy | {heads} | worst group | words an answer | KL (nats) |", "|" + "---|" * (5 + len(names))]
     rates: dict[str, dict[str, list[float]]] = {}
-    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+    for seed, run in _numbered(result["seeds"]):
         for policy, found in run["policies"].items():
             won = [found["win_rate"][name] for name in names]
             for name, rate in zip(["worst", *names], [min(won), *won], strict=True):
@@ -375,22 +323,19 @@ def maxmin() -> str:
     means = {policy: {name: statistics.mean(values) for name, values in own.items()} for policy, own in rates.items()}
     worst = ", ".join(f"{own['worst']:.3f} ({policy})" for policy, own in means.items())
     paid = "; ".join(f"{name} {means['maxmin'][name] - means['single'][name]:+.3f}" for name in names)
-    right = ", ".join(f"{run['found']:.2f}" for _, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])))
+    right = ", ".join(f"{run['found']:.2f}" for _, run in _numbered(result["seeds"]))
     return "\n".join(rows) + (
         f"\n\nMean over {len(result['seeds'])} seeds: the worst group's win rate {worst}. MaxMin less single, by group: {paid}. "
         f"People whom expectation maximisation put into the right group, a share a seed: {right}. {_provenance(result)}\n"
     )
 
 
-def iterate() -> str:
+def iterate(result: dict[str, Any]) -> str:
     """A row a seed and round: gold at its KL, and the single round's gold at the same KL; how many seeds lie above."""
-    result = _load("iterate")
-    if result is None:
-        return "Not measured yet.\n"
     rows = ["| seed | round | pairs | pair accuracy | KL (nats) | gold | single round's gold there | difference |",
             "|" + "---|" * 8]  # fmt: skip
     means, seconds = [], []
-    for seed, run in sorted(result["seeds"].items(), key=lambda item: int(item[0])):
+    for seed, run in _numbered(result["seeds"]):
         points, single = run["rounds"], run["single"]
         gaps = []
         for point in points:
@@ -412,11 +357,8 @@ def iterate() -> str:
     )
 
 
-def registry() -> str:
+def registry(result: dict[str, Any]) -> str:
     """Seconds of what stands between a trained policy and what serves, each with its aim."""
-    result = _load("registry")
-    if result is None:
-        return "Not measured yet.\n"
     rows = ["| what | seconds | aim |", "|---|---|---|"]
     for policy, one in result["registered"].items():
         command, size = f"prefloop register --policy {policy}", one["bytes"] / 1e9
@@ -446,18 +388,17 @@ def _between(curve: list[dict[str, float]], kl: float) -> float:
 ORDER = ["prepare", "base", "sft", "preferences", "reward", "evaluate_sft", "report"]
 TABLES = {
     "seeds": seeds, "default_run": default_run, "budget": budget, "orchestration": orchestration, "ppo": ppo, "data": data,
-    "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation,
-    "methods": methods, "betas": betas, "soft_prompts": soft_prompts, "mixtures": mixtures,
-    "judges": judges,
-    "maxmin": maxmin,
-    "iterate": iterate,
-    "registry": registry,
+    "diagnosis": diagnosis, "evaluation": evaluation, "over_optimisation": over_optimisation, "methods": policies,
+    "betas": policies, "soft_prompts": soft_prompts, "mixtures": mixtures, "judges": judges, "maxmin": maxmin,
+    "iterate": iterate, "registry": registry,
 }  # fmt: skip
+FROM = {"default_run": "seeds", "budget": "orchestration_shakespeare", "orchestration": "orchestration_shakespeare"}
+"""The results of a table, where they have another name."""
 
 
-def _load(name: str) -> dict[str, Any] | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _numbered(entries: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Entries whose names are numbers (seeds, rows), in the order of the numbers."""
+    return sorted(entries.items(), key=lambda item: int(item[0]))
 
 
 def _provenance(result: dict[str, Any]) -> str:

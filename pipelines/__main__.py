@@ -6,7 +6,10 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from pipelines.errors import PrefloopError
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -31,7 +34,6 @@ COMMANDS = {
 }
 """What is no stage, and its module of this package, which has ``main(arguments, root)``."""
 
-
 COLLECT_EVERY = 50_000
 """New objects between two looks for cyclic garbage. Imports make them by the million and keep them: with Python's 700 the
 collector took a fifth of a stage's start."""
@@ -44,13 +46,26 @@ def main() -> int:
         os.environ.setdefault(name, value)
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in COMMANDS:
-        return int(importlib.import_module(f"pipelines.{COMMANDS[command]}").main(sys.argv[2:], Path.cwd()))
+        return run_command(command, sys.argv[2:], Path.cwd())
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m pipelines STAGE   (a stage as dvc.yaml names it: sft, policy@ppo, ...)", file=sys.stderr)
         return 0 if "--help" in sys.argv or "-h" in sys.argv else 3
     from pipelines import runner
 
     return runner.main(sys.argv[1], Path.cwd())
+
+
+def run_command(name: str, arguments: Sequence[str], root: Path) -> int:
+    """Run one of COMMANDS; return its exit code. What a person can mend is one line on stderr."""
+    try:
+        importlib.import_module(f"pipelines.{COMMANDS[name]}").main(arguments, root)
+        return 0
+    except PrefloopError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        return 130
 
 
 if __name__ == "__main__":

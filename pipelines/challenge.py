@@ -8,7 +8,6 @@ Writes    ``--out``: win rate with its 95 % interval by the judge, the same for 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +20,6 @@ from pipelines import config
 from pipelines.context import Context, seed_for
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, write_json
-from pipelines.errors import PrefloopError
 from pipelines.evaluation.comparison import Comparison, compare
 from pipelines.evaluation.figures import describe
 from pipelines.evaluation.samples import SAMPLES
@@ -30,8 +28,8 @@ from pipelines.journal import Journal
 DIGITS = 6
 
 
-def main(arguments: Sequence[str], root: Path) -> int:
-    """Compare and write; return the exit code."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Compare and write."""
     parser = argparse.ArgumentParser(prog="python -m pipelines challenge")
     parser.add_argument("--policy", required=True)
     opponent = parser.add_mutually_exclusive_group(required=True)
@@ -39,18 +37,13 @@ def main(arguments: Sequence[str], root: Path) -> int:
     opponent.add_argument("--samples", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    try:
-        params = config.load()
-        evaluations = root / "artifacts" / "evaluations"
-        ours = read_table(evaluations / options.policy / "samples.parquet", SAMPLES)
-        theirs = read_table(options.samples, SAMPLES) if options.samples else answers(root, params, options.policy, options.model)
-        prompts = read_table(root / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
-        groups = dict(zip(prompts["id"], prompts["group"], strict=True))
-        write_json(options.out, head_to_head(ours, theirs, groups, params))
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    return 0
+    params = config.load()
+    evaluations = root / "artifacts" / "evaluations"
+    ours = read_table(evaluations / options.policy / "samples.parquet", SAMPLES)
+    theirs = read_table(options.samples, SAMPLES) if options.samples else answers(root, params, options.policy, options.model)
+    prompts = read_table(root / "artifacts" / "prepared" / "prompts.parquet", PROMPTS)
+    groups = dict(zip(prompts["id"], prompts["group"], strict=True))
+    write_json(options.out, head_to_head(ours, theirs, groups, params))
 
 
 def head_to_head(ours: pd.DataFrame, theirs: pd.DataFrame, groups: dict[str, str], params: config.Params) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -25,13 +24,13 @@ from pipelines.data.pairing import Scored, labelled
 from pipelines.data.queue import read_queue, write_queue
 from pipelines.data.schemas import PAIRS, PROMPTS
 from pipelines.data.tables import read_table, write_json, write_table
-from pipelines.errors import DataError, PrefloopError
+from pipelines.errors import DataError
 
 PAIRS_FILE, QUEUE_FILE, FACTS_FILE = "pairs.parquet", "queue.jsonl", "facts.json"
 
 
-def main(arguments: Sequence[str], root: Path) -> int:
-    """Collect one round, or read back what people have answered; return the exit code."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Collect one round, or read back what people have answered."""
     parser = argparse.ArgumentParser(prog="python -m pipelines collect")
     parser.add_argument("--name", required=True, help="of the round")
     parser.add_argument("--out", type=Path, required=True)
@@ -39,19 +38,12 @@ def main(arguments: Sequence[str], root: Path) -> int:
     source.add_argument("--model", type=Path)
     source.add_argument("--answered", type=Path)
     options = parser.parse_args(arguments)
-    try:
-        params = config.load()
-        if options.answered:
-            facts = read_back(options.answered, options.name, options.out)
-        else:
-            facts = collect(root, params, options.model, options.name, options.out)
-        write_json(options.out / FACTS_FILE, facts)
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    params = config.load()
+    if options.answered:
+        facts = read_back(options.answered, options.name, options.out)
+    else:
+        facts = collect(root, params, options.model, options.name, options.out)
+    write_json(options.out / FACTS_FILE, facts)
 
 
 def collect(root: Path, params: config.Params, model: Path, name: str, out: Path) -> dict[str, Any]:

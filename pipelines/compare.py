@@ -8,7 +8,6 @@ Writes    nothing but what a judge that is a model remembers under .runs/judges
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import pandas as pd
 from pipelines import challenge, config
 from pipelines.context import seed_for
 from pipelines.data.tables import read_table
-from pipelines.errors import ConfigurationError, PrefloopError
+from pipelines.errors import ConfigurationError
 from pipelines.evaluation.comparison import Comparison, Paired, paired, paired_by, summed
 from pipelines.evaluation.figures import describe
 from pipelines.evaluation.samples import SAMPLES
@@ -28,25 +27,18 @@ from pipelines.judges import compare, compares
 SFT = "sft"
 
 
-def main(arguments: Sequence[str], root: Path) -> int:
-    """Compare two models and print the figures; return the exit code."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Compare two models and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m pipelines compare")
     parser.add_argument("models", nargs=2)
     parser.add_argument("--judge", default="gold")
     options = parser.parse_args(arguments)
-    try:
-        params = config.load()
-        names = (shown_name(options.models[0]), shown_name(options.models[1]))
-        tables = [samples_of(root, params, name) for name in options.models]
-        pairs, figures = compared(options.judge, names, tables, params, root)
-        found = summed(pairs, params.evaluate.bootstrap, seed_for(params.seed, "bootstrap"))
-        print("\n".join(report(names, tables, found, figures)))
-        return 0
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        return 130
+    params = config.load()
+    names = (shown_name(options.models[0]), shown_name(options.models[1]))
+    tables = [samples_of(root, params, name) for name in options.models]
+    pairs, figures = compared(options.judge, names, tables, params, root)
+    found = summed(pairs, params.evaluate.bootstrap, seed_for(params.seed, "bootstrap"))
+    print("\n".join(report(names, tables, found, figures)))
 
 
 def compared(

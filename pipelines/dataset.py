@@ -9,15 +9,15 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from pipelines.config.data import Format, Prepare, Source
-from pipelines.errors import ConfigurationError, DataError, PrefloopError
+from pipelines.errors import ConfigurationError, DataError, EnvironmentFault
 
 PREPARED = Path("artifacts/prepared")
 EXTERNAL = Path("data/external")
@@ -25,29 +25,24 @@ TABLES = ("demonstrations", "prompts", "preferences", "labels", "corpus")
 SPLIT_NAMES = ("train", "validation", "test")
 
 
-def main(arguments: list[str], root: Path) -> int:
-    """Run one command; an expected error is one line and its exit code."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Run one command."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.command == "check":
+    if options.command == "check":
+        try:
             report = check(options.paths, options.format, _mapping(options.columns), options.golden)
-            print("\n".join(report), flush=True)
-        elif options.command == "show":
-            print("\n".join(show(root, options.examples)), flush=True)
-        else:
-            lines, changed = diff(root, options.revision)
-            print("\n".join(lines), flush=True)
-            if changed:
-                raise DataError(
-                    f"schema-drift: {'; '.join(changed)} | same columns and types | mend the source, or accept: commit it"
-                )
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.code
-    except MemoryError:
-        print("error: out of memory; lower prepare.max_row_bytes, or check the file in parts", file=sys.stderr, flush=True)
-        return 4
-    return 0
+        except MemoryError as error:
+            raise EnvironmentFault("out of memory; lower prepare.max_row_bytes, or check the file in parts") from error
+        print("\n".join(report), flush=True)
+    elif options.command == "show":
+        print("\n".join(show(root, options.examples)), flush=True)
+    else:
+        lines, changed = diff(root, options.revision)
+        print("\n".join(lines), flush=True)
+        if changed:
+            raise DataError(
+                f"schema-drift: {'; '.join(changed)} | same columns and types | mend the source, or accept: commit it"
+            )
 
 
 def check(paths: list[str], format: str = "auto", columns: dict[str, str] | None = None, golden: str = "") -> list[str]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import config
-from pipelines.errors import ConfigurationError, DataError, PrefloopError
+from pipelines.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from pipelines.diagnosis.attribution import Attribution
@@ -27,20 +26,15 @@ RUN_ID = re.compile(r"^[0-9a-f]{32}$")
 SFT, REWARD = "sft", "reward"
 
 
-def main(arguments: Sequence[str], root: Path) -> int:
-    """Print what the detectors find; return the exit code: 0 whatever they find, 2 or 3 where there is nothing to look at."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Print what the detectors find. Exit code 0 whatever they find, 2 or 3 where there is nothing to look at."""
     parser = argparse.ArgumentParser(prog="python -m pipelines doctor")
     parser.add_argument("what", nargs="?", default="")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    try:
-        made = examined(root, options.what)
-        text = json.dumps(made.as_json(), indent=2, allow_nan=False, default=float) if options.json else "\n".join(written(made))
-        print(text, flush=True)
-        return 0
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.code
+    made = examined(root, options.what)
+    text = json.dumps(made.as_json(), indent=2, allow_nan=False, default=float) if options.json else "\n".join(written(made))
+    print(text, flush=True)
 
 
 def examined(root: Path, what: str = "") -> Audit:

@@ -7,13 +7,12 @@ Writes    nothing
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pipelines import config
-from pipelines.errors import ConfigurationError, DataError, PrefloopError
+from pipelines.errors import ConfigurationError, DataError
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,8 +23,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(ConfigurationError.code, f"error: {message}\n")
 
 
-def main(arguments: Sequence[str], root: Path) -> int:
-    """Answer one prompt on stdout; return the exit code."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Answer one prompt on stdout."""
     parser = Parser(prog="python -m pipelines generate")
     parser.add_argument("--policy", default="sft")
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -35,21 +34,13 @@ def main(arguments: Sequence[str], root: Path) -> int:
     options = parser.parse_args(arguments)
     if options.max_new_tokens < 1 or not 0.0 <= options.temperature < float("inf"):
         parser.error("--max-new-tokens must be at least 1, --temperature at least 0")
-    try:
-        params = config.load()
-        folder = folder_of(root, options.policy, params)
-        for piece in answer(
-            folder, options.prompt, options.max_new_tokens, options.temperature, options.seed, params.runtime.threads
-        ):
-            print(piece, end="", flush=True)
-        print()
-        return 0
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print()
-        return 130
+    params = config.load()
+    folder = folder_of(root, options.policy, params)
+    for piece in answer(
+        folder, options.prompt, options.max_new_tokens, options.temperature, options.seed, params.runtime.threads
+    ):
+        print(piece, end="", flush=True)
+    print()
 
 
 def folder_of(root: Path, name: str, params: config.Params) -> Path:

@@ -8,7 +8,6 @@ Writes    ``--out``: every finding, the level, and, on an alarm, the win rate of
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,6 @@ from pipelines.context import seed_for
 from pipelines.data.replies import read_replies
 from pipelines.data.tables import read_table, write_json
 from pipelines.data.tokens import encode_completions, encode_prompts
-from pipelines.errors import PrefloopError
 from pipelines.evaluation.comparison import outcomes, sampled
 from pipelines.evaluation.drift import Finding, Floats, findings, level_of, noise_of
 from pipelines.evaluation.metrics import bootstrap_interval, repetition
@@ -41,8 +39,8 @@ ANSWERED = 200
 REFUSALS = ("i cannot", "i can't", "i can not", "i am unable", "i'm unable", "i'm sorry, but", "i am sorry, but", "as an ai")
 
 
-def main(arguments: Sequence[str], root: Path) -> int:
-    """Observe and write; return the exit code."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Observe and write."""
     parser = argparse.ArgumentParser(prog="python -m pipelines observe")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--version", required=True)
@@ -52,29 +50,24 @@ def main(arguments: Sequence[str], root: Path) -> int:
     for name in ("sft", "reward", "previous"):
         parser.add_argument(f"--{name}", type=Path)
     options = parser.parse_args(arguments)
-    try:
-        params = config.load()
-        torch.set_num_threads(params.runtime.threads)
-        replies = read_replies(options.log)
-        fresh = replies["time"] > pd.Timestamp(options.after) if options.after else replies["version"] != ""
-        window = replies[fresh & (replies["version"] == options.version)].tail(params.monitor.window).reset_index(drop=True)
-        result: dict[str, Any] = {"rows": len(window), "level": "none", "findings": [], "decay": None}
-        if len(window) == params.monitor.window:
-            reference = read_table(options.model / "evaluation" / "samples.parquet", SAMPLES)
-            models = Models(options.model, options.sft, options.reward)
-            found = observed(models, sampled(reference), window, params)
-            result |= {"level": level_of(found), "findings": [asdict(finding) for finding in found]}
-            votes = _votes(window)
-            if votes and votes["interval"][1] < 0.5:
-                result["level"] = "alarm"
-            result |= {"votes": votes, "until": window["time"].iloc[-1].isoformat()}
-            if result["level"] == "alarm" and options.previous:
-                result["decay"] = decay(options.previous, window, params)
-        write_json(options.out, result)
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    return 0
+    params = config.load()
+    torch.set_num_threads(params.runtime.threads)
+    replies = read_replies(options.log)
+    fresh = replies["time"] > pd.Timestamp(options.after) if options.after else replies["version"] != ""
+    window = replies[fresh & (replies["version"] == options.version)].tail(params.monitor.window).reset_index(drop=True)
+    result: dict[str, Any] = {"rows": len(window), "level": "none", "findings": [], "decay": None}
+    if len(window) == params.monitor.window:
+        reference = read_table(options.model / "evaluation" / "samples.parquet", SAMPLES)
+        models = Models(options.model, options.sft, options.reward)
+        found = observed(models, sampled(reference), window, params)
+        result |= {"level": level_of(found), "findings": [asdict(finding) for finding in found]}
+        votes = _votes(window)
+        if votes and votes["interval"][1] < 0.5:
+            result["level"] = "alarm"
+        result |= {"votes": votes, "until": window["time"].iloc[-1].isoformat()}
+        if result["level"] == "alarm" and options.previous:
+            result["decay"] = decay(options.previous, window, params)
+    write_json(options.out, result)
 
 
 class Models:

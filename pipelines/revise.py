@@ -7,7 +7,6 @@ Writes    ``--out``: a JSONL file of prompt and completion (the revision), with 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,27 +14,20 @@ from pipelines import config
 from pipelines.context import seed_for
 from pipelines.data.schemas import PROMPTS
 from pipelines.data.tables import read_table, whole_file
-from pipelines.errors import ConfigurationError, DataError, PrefloopError
+from pipelines.errors import ConfigurationError, DataError
 from pipelines.generate import Parser
 
 
-def main(arguments: Sequence[str], root: Path) -> int:
-    """Revise and write; return the exit code."""
+def main(arguments: Sequence[str], root: Path) -> None:
+    """Revise and write."""
     parser = Parser(prog="python -m pipelines revise")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=0)
     options = parser.parse_args(arguments)
-    try:
-        rows = revised(root, config.load(), options.limit)
-        with whole_file(options.out) as partial:
-            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        print(f"{len(rows)} demonstrations in {options.out}: read them before you train on them")
-        return 0
-    except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        return 130
+    rows = revised(root, config.load(), options.limit)
+    with whole_file(options.out) as partial:
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} demonstrations in {options.out}: read them before you train on them")
 
 
 def revised(root: Path, params: config.Params, limit: int) -> list[dict[str, str]]:

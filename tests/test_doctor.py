@@ -12,6 +12,7 @@ import pytest
 from mlflow.entities import Metric
 
 from pipelines import doctor
+from pipelines.__main__ import run_command
 from pipelines.adapters import recorder
 from pipelines.data.tables import write_table
 from pipelines.diagnosis import examine, method_of
@@ -35,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def asked(root: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = doctor.main(arguments, root)
+    code = run_command("doctor", arguments, root)
     said = capsys.readouterr()
     return code, said.out + said.err
 
@@ -135,4 +136,4 @@ def test_what_a_run_has_done_by_itself_is_told(root: Path, capsys: pytest.Captur
 
 def test_a_history_is_what_a_file_must_hold(tmp_path: Path) -> None:
     write_table(pd.DataFrame({"loss": [1.0]}), tmp_path / "other.parquet")
-    assert doctor.main([str(tmp_path / "other.parquet")], tmp_path) == 2
+    assert run_command("doctor", [str(tmp_path / "other.parquet")], tmp_path) == 2

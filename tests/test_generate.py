@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from pipelines import config
+from pipelines.__main__ import run_command
 from pipelines.data.tokens import decode, encode_prompt
 from pipelines.errors import ConfigurationError, DataError
-from pipelines.generate import answer, folder_of, main, sampled
+from pipelines.generate import answer, folder_of, sampled
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from tests import small
 from tests.project import PARAMS
@@ -81,10 +82,10 @@ def test_names_and_mistakes(folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
         folder_of(folder, "sft", params)
     with pytest.raises(ConfigurationError, match="--policy best: params.yaml has no such policy; there are: base, ppo, sft"):
         folder_of(folder, "best", params)
-    assert main(["--policy", "ppo", "--max-new-tokens", "3", "--temperature", "0", "--", PROMPT], folder) == 0
+    assert run_command("generate", ["--policy", "ppo", "--max-new-tokens", "3", "--temperature", "0", "--", PROMPT], folder) == 0
     assert capsys.readouterr().out.endswith("\n")
-    assert main(["--policy", "base", PROMPT], folder) == 2
+    assert run_command("generate", ["--policy", "base", PROMPT], folder) == 2
     assert capsys.readouterr().err == "error: artifacts/base: not there yet; `prefloop run` trains it\n"
     with pytest.raises(SystemExit) as stop:
-        main(["--temperature", "-1", PROMPT], folder)
+        run_command("generate", ["--temperature", "-1", PROMPT], folder)
     assert stop.value.code == 3

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import dataset
+from pipelines.__main__ import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
@@ -143,7 +143,7 @@ def _captured(arguments: list[str]) -> tuple[int, str]:
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = dataset.main(arguments, Path.cwd())
+        code = run_command("data", arguments, Path.cwd())
     return code, out.getvalue()
 
 
@@ -345,8 +345,8 @@ def test_parquet_in_and_extension_types_out(tmp_path: Path) -> None:
 def test_checking_imports_no_torch(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(good()))
     code = (
-        "import sys; from pathlib import Path; from pipelines import dataset; "
-        f"print(dataset.main(['check', {str(tmp_path / 'a.jsonl')!r}], Path.cwd()), "
+        "import sys; from pathlib import Path; from pipelines.__main__ import run_command; "
+        f"print(run_command('data', ['check', {str(tmp_path / 'a.jsonl')!r}], Path.cwd()), "
         "sorted({'torch', 'transformers', 'datasets', 'pandera'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -31,13 +31,13 @@ LIMIT = 512 * 2**20
 WORKER = """
 import contextlib, io, json, sys
 from pathlib import Path
-from pipelines import dataset
-import pipelines.data.rows, pipelines.data.vetting
+from pipelines.__main__ import run_command
+import pipelines.dataset, pipelines.data.rows, pipelines.data.vetting
 print("ready", flush=True)
 for line in sys.stdin:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = dataset.main(["check", line.strip()], Path.cwd())
+        code = run_command("data", ["check", line.strip()], Path.cwd())
     print(json.dumps([code, out.getvalue()]), flush=True)
 """
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from flows import external
 from flows.__main__ import FORMATS, parser
-from pipelines import dataset
+from pipelines.__main__ import run_command
 from pipelines.config.data import Format
 from pipelines.data.tables import write_table
 from pipelines.errors import ConfigurationError, DataError
@@ -47,7 +47,7 @@ def _run(root: Path, *command: str) -> str:
 def _said(root: Path, *arguments: str) -> tuple[int, str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = dataset.main(list(arguments), root)
+        code = run_command("data", arguments, root)
     return code, out.getvalue()
 
 
