@@ -5,11 +5,14 @@ What must not be is refused, or dropped by a rule that the settings name, and co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections import Counter
+from collections.abc import Iterator, Sequence, Sized
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +26,9 @@ from pipelines.data.splits import SPLITS
 from pipelines.errors import DataError
 
 FEWEST = 20
+SHOWN = 3
+"""Near duplicates that quality.json names."""
+
 ONE_SIDED = 0.9
 ASKED = np.dtype([("key", "<u8"), ("row", "<u4"), ("rank", "u1")])
 """The prompt of a row, and the number of its split."""
@@ -65,6 +71,22 @@ def vet(found: Ingested, prepare: Prepare, root: Path, shown: str) -> dict[str, 
     if prepare.golden:
         facts["golden_accuracy"] = _golden(found, prepare, root)
     return facts
+
+
+def measured(candidates: pd.DataFrame, prepare: Prepare, folder: Path) -> dict[str, Any]:
+    """The facts that ``vet`` finds in files, of speeches: they all stay, since nobody can mend an installed package."""
+    asked, said = candidates["prompt"], candidates["reference"]
+    with Signatures(folder / "signatures.bin") as signatures:
+        signatures.add([texts.normal(text) for text in asked + said])
+        near = signatures.near(prepare.near_duplicate_similarity)
+    first = candidates["id"].to_numpy()[near[:SHOWN]].tolist()
+    kinds = Counter(kind for text in chain(asked, said) if not texts.unremarkable(text) for kind, *_ in texts.personal(text))
+    tests, training = (asked[candidates["split"] == split].unique().tolist() for split in ("test", "train"))
+    return {
+        "contamination": contamination_by(tests, training, folder),
+        "near_duplicates": _near(near, prepare, first),
+        "personal_data": dict(sorted(kinds.items())),
+    }
 
 
 def named(found: Ingested, numbers: list[int]) -> list[tuple[str, str]]:
@@ -203,15 +225,16 @@ def near_duplicates(found: Ingested, prepare: Prepare) -> dict[str, Any]:
             parts = zip(*(block[name].to_pylist() for name in rows.TEXTS), strict=True)
             signatures.add([texts.normal(" ".join(part for part in each if part)) for each in parts])
         near = found.numbers[signatures.near(prepare.near_duplicate_similarity)]
-    examples = named(found, near[:3].reshape(-1).tolist())
+    examples = [id_ for id_, _ in named(found, near[:SHOWN].reshape(-1).tolist())]
     if prepare.near_duplicates == "drop":
         found.kept[near[:, 0]] = False
         found.ledger.dropped.update({"near_duplicate": len(near)} if len(near) else {})
-    return {
-        "rows": len(near),
-        "similarity": prepare.near_duplicate_similarity,
-        "first": [f"{later[0]} like {first[0]}" for later, first in zip(examples[::2], examples[1::2], strict=True)],
-    }
+    return _near(near, prepare, list(zip(examples[::2], examples[1::2], strict=True)))
+
+
+def _near(near: np.ndarray, prepare: Prepare, examples: Sequence[Sequence[str]]) -> dict[str, Any]:
+    first = [f"{later} like {earlier}" for later, earlier in examples]
+    return {"rows": len(near), "similarity": prepare.near_duplicate_similarity, "first": first}
 
 
 def _longer(found: Ingested) -> dict[str, Any]:

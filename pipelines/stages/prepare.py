@@ -34,7 +34,7 @@ from pipelines.data.quality import SAMPLE, languages, quality
 from pipelines.data.rows import Ingested, ingest
 from pipelines.data.splits import without_leaks
 from pipelines.data.tables import read_blocks, read_table, write_json, write_stream, write_table
-from pipelines.data.vetting import contamination_by, vet, vet_rows
+from pipelines.data.vetting import contamination_by, measured, vet, vet_rows
 from pipelines.errors import DataError
 
 POOL = Path("data/preferences")
@@ -76,6 +76,7 @@ def run(ctx: Context) -> dict[str, float]:
         candidates, leaked = without_leaks(candidates)
         material = Material(lambda drawn: drawn, [_arrow(corpus)])
         dropped = {"prompt_in_two_splits": leaked}
+        facts = measured(candidates, prepare, ctx.scratch)
         pool, told = read_pool(ctx, quarantine)
     else:
         found, facts = _read(ctx, prepare, quarantine)
@@ -91,8 +92,7 @@ def run(ctx: Context) -> dict[str, float]:
 
     # 2. a draw by seed: first prompts, then demonstrations that share no row with them
     candidates = candidates.sort_values("order", kind="stable", ignore_index=True)
-    if prepare.source != "plays":
-        facts["languages"] = languages(material.whole(candidates.head(SAMPLE)))
+    facts["languages"] = languages(material.whole(candidates.head(SAMPLE)))
     asked = draw_prompts(candidates, prepare, weights)
     shown = draw_demonstrations(candidates, asked, prepare, weights)
 

@@ -25,6 +25,7 @@ from pipelines.data.quality import QUANTILES, _quantiles, languages, quality
 from pipelines.data.rows import ingest
 from pipelines.data.schemas import PAIRS, PHRASINGS, empty
 from pipelines.data.tables import read_table, write_table
+from pipelines.data.vetting import measured
 from pipelines.errors import DataError
 from pipelines.stages import prepare
 from tests.data.helpers import leaks
@@ -80,6 +81,22 @@ def test_the_tables_have_the_rows_that_were_asked_for(plays: tuple) -> None:
     facts = json.loads((out / "quality.json").read_text())
     assert facts["prompts_in_two_splits"] == 0
     assert {name: table["empty"] for name, table in facts["tables"].items()} == dict.fromkeys(set(tables) - {"labels"}, 0)
+
+
+def test_the_quality_of_speeches_is_told_like_that_of_files(plays: tuple, tmp_path: Path) -> None:
+    """Four speeches by hand: two nearly the same, one with an address, a test prompt inside a training prompt."""
+    facts = json.loads((plays[2] / "quality.json").read_text())
+    assert facts["languages"]["en"] > 0.9
+    assert facts["contamination"]["test_prompts"] > 100
+    assert facts["contamination"]["at_or_over_0.5"] == plays[0]["quality/contamination/at_or_over_0.5"] == 0
+    long, words = " ".join(f"w{number}" for number in range(60)), "a b c d e f g h i j"
+    rows = [("1", "train", words, long), ("2", "train", words, f"{long} more"), ("3", "train", "Write", " to a@example.org"),
+            ("4", "test", words, " other")]  # fmt: skip
+    found = measured(pd.DataFrame(rows, columns=["id", "split", "prompt", "reference"]), _params().prepare, tmp_path)
+    assert found["near_duplicates"] == {"rows": 1, "similarity": 0.8, "first": ["2 like 1"]}
+    assert found["personal_data"] == {"email": 1}
+    assert found["contamination"]["largest_8_gram_overlap"] == 1.0
+    assert found["contamination"]["test_prompts"] == found["contamination"]["at_or_over_0.5"] == 1
 
 
 def test_no_play_and_no_prompt_is_in_two_splits(plays: tuple) -> None:
