@@ -6,6 +6,7 @@ import hashlib
 import json
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,6 +16,30 @@ from pipelines.context import Worker
 from pipelines.data.schemas import DEMONSTRATIONS, PAIRS
 from pipelines.data.tables import write_table
 from pipelines.journal import Journal, read_from
+from tests import small
+
+SMALL: dict[str, Any] = {
+    "adapter": "lora",
+    "precision": "float32",
+    "learning_rate": 1e-2,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "save_steps": 3,
+    "num_train_epochs": 2,
+}
+"""Settings of a training that takes seconds: 8 steps of 32 rows."""
+
+
+def sft_folder(folder: Path) -> Path:
+    """The one SFT model of a test, made where it is not there yet."""
+    made = folder / "sft"
+    return made if made.exists() else small.model_folder(made)
+
+
+def pairs_file(folder: Path) -> Path:
+    """The test's own table of pairs, or ``pairs`` where it has written none."""
+    table = folder / "pairs.parquet"
+    return table if table.exists() else pairs(folder)
 
 
 def worker(journal: Path | None = None) -> Worker:

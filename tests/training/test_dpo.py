@@ -14,29 +14,15 @@ from pipelines.models.generation import response_logprobs
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.training import dpo
 from pipelines.training.pairs import Row, read_rows
-from tests import small
 from tests.training import helpers
 
-SMALL: dict[str, Any] = {
-    "method": "dpo",
-    "learns_from": "pairs.parquet",
-    "adapter": "lora",
-    "precision": "float32",
-    "learning_rate": 1e-2,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "save_steps": 3,
-    "num_train_epochs": 2,
-    "beta": 0.1,
-}
+SMALL: dict[str, Any] = helpers.SMALL | {"method": "dpo", "learns_from": "pairs.parquet", "beta": 0.1}
 
 
 def _job(folder: Path, name: str = "run", **some: Any) -> dpo.Job:
-    sft = folder / "sft" if (folder / "sft").exists() else small.model_folder(folder / "sft")
-    table = folder / "pairs.parquet"
     return dpo.Job(
-        sft=sft,
-        pairs=table if table.exists() else helpers.pairs(folder),
+        sft=helpers.sft_folder(folder),
+        pairs=helpers.pairs_file(folder),
         out=folder / name / "out",
         scratch=folder / name,
         training=config.Dpo(**(SMALL | some)),

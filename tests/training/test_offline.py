@@ -26,29 +26,18 @@ from pipelines.training.rewards import Term
 from tests import small
 from tests.training import helpers, onpolicy, toy
 
-SMALL: dict[str, Any] = {
-    "adapter": "lora",
-    "precision": "float32",
-    "learning_rate": 1e-2,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "save_steps": 3,
-    "num_train_epochs": 2,
-}
-
 
 def _job(method: str, folder: Path, name: str = "run", **some: Any) -> Any:
-    sft = folder / "sft" if (folder / "sft").exists() else small.model_folder(folder / "sft")
-    out, scratch = folder / name / "out", folder / name
+    sft, out, scratch = helpers.sft_folder(folder), folder / name / "out", folder / name
     if method == "rejection":
         best = folder / "best.parquet"
         rows = read_rows(helpers.pairs(folder), load_tokenizer(sft))["train"]
         kept = [{"prompt_ids": row["prompt_ids"], "answer_ids": row["chosen_ids"]} for row in rows]
         write_table(pd.DataFrame(kept).assign(score=1.0, score_mean=0.5, ended=True), best)
-        return rejection.Job(sft, best, out, scratch, config.Rejection(method="rejection", **(SMALL | some)), 7)
+        return rejection.Job(sft, best, out, scratch, config.Rejection(method="rejection", **(helpers.SMALL | some)), 7)
     table = some.pop("table", None) or helpers.pairs(folder)
     kinds: dict[str, Any] = {"orpo": config.Orpo, "kto": config.Kto}
-    return Job(sft, table, out, scratch, kinds[method](method=method, **(SMALL | some)), 7)
+    return Job(sft, table, out, scratch, kinds[method](method=method, **(helpers.SMALL | some)), 7)
 
 
 TRAIN = {"orpo": orpo.train, "kto": kto.train, "rejection": rejection.train}

@@ -20,26 +20,13 @@ from pipelines.training.pairs import read_rows
 from tests import small
 from tests.training import helpers
 
-SMALL: dict[str, Any] = {
-    "adapter": "lora",
-    "precision": "float32",
-    "learning_rate": 1e-2,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "save_steps": 3,
-    "num_train_epochs": 2,
-    "eval_steps": 2,
-    "early_stopping_patience": 5,
-    "layers": 0,
-}
+SMALL: dict[str, Any] = helpers.SMALL | {"eval_steps": 2, "early_stopping_patience": 5, "layers": 0}
 
 
 def _job(folder: Path, name: str = "run", **some: Any) -> reward.Job:
-    sft = folder / "sft" if (folder / "sft").exists() else small.model_folder(folder / "sft")
-    table = folder / "pairs.parquet"
     return reward.Job(
-        sft=sft,
-        pairs=table if table.exists() else helpers.pairs(folder),
+        sft=helpers.sft_folder(folder),
+        pairs=helpers.pairs_file(folder),
         out=folder / name / "out",
         scratch=folder / name,
         training=config.Reward(**(SMALL | some)),
