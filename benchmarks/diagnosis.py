@@ -2,9 +2,10 @@
 
     python benchmarks/diagnosis.py [--only D5 D8]
 
-Tiny models (tests/diagnosis/faults.py), a few seconds a run. A fault counts as found if its detector speaks within 5 steps
-after its window is full, counted from the first step at which the unsmoothed signal is beyond the limit (a policy needs time
-to learn a wrong thing), and names the injected cause first. Clean runs must say nothing at all. ``--only`` renews some.
+Tiny models (tests/diagnosis/faults.py; for served traffic, D21 to D24, tests/diagnosis/traffic.py), a few seconds a run. A
+fault counts as found if its detector speaks within 5 steps after its window is full, counted from the first step at which the
+unsmoothed signal is beyond the limit (a policy needs time to learn a wrong thing), and names the injected cause first; a fault
+of traffic, if it speaks within two windows. Clean runs must say nothing at all. ``--only`` renews some.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from common import RESULTS, ROOT, facts, save
 sys.path.insert(0, str(ROOT))
 
 
+TRAFFIC = "served traffic"
+
+
 def main() -> None:
     """Run what is asked for, one training after the other, on one thread; what was not asked for stays as it was recorded."""
     import torch
 
-    from tests.diagnosis import faults
+    from tests.diagnosis import faults, traffic
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="WHAT", help="detectors, and names of clean runs")
@@ -41,8 +45,33 @@ def main() -> None:
         for name, run in faults.HEALTHY.items()
         if not only or name in only
     }
+    drifting = [case for case in traffic.CASES if not only or case.detector in only]
+    if drifting or TRAFFIC in only:
+        with tempfile.TemporaryDirectory(prefix="prefloop-diagnosis-") as folder:
+            world = traffic.make(Path(folder))
+            cases |= {case.detector: drifted(case, world) for case in drifting}
+            spoken = {str(seed): traffic.alarms(world, traffic.clean(world, seed)) for seed in faults.SEEDS}
+            clean[TRAFFIC] = {seed: [{"detector": name} for name in names] for seed, names in spoken.items()}
     known = {"cases": before["cases"] | cases, "clean": before["clean"] | clean}
     save("diagnosis", {**facts("python benchmarks/diagnosis.py"), **known})
+
+
+def drifted(case: Any, world: Any) -> dict[str, Any]:
+    """One detector of served traffic, window by window."""
+    windows, weak = case.run(world), case.miss(world)
+    spoke = [number for number, names in enumerate(windows, 1) if case.detector in names]
+    result = {
+        "fault": case.fault,
+        "onset": "window 1",
+        "first": f"window {spoke[0]}" if spoke else None,
+        "found": bool(spoke),
+        "also": sorted({name for names in windows for name in names} - {case.detector}),
+        "near": case.near,
+        "near_silent": all(case.detector not in names for names in weak),
+        "near_also": sorted({name for names in weak for name in names} - {case.detector}),
+    }
+    print(case.detector, result, flush=True)
+    return result
 
 
 def measured(case: Any) -> dict[str, Any]:

@@ -171,13 +171,13 @@ def truncation(record: Record) -> list[Hit]:
 
 
 def repetition(record: Record) -> list[Hit]:
-    """D12. Share of an answer's token 3-grams that it has said before: above 0.5, or twice the start (and 0.1 more)."""
+    """D12. Share of an answer's token 3-grams that it has said before: above 0.5, or twice the start (and 0.2 more)."""
     found = record.series("tokens/repetition")
     if found is None:
         return []
     steps, (values,) = found
     recent, start = mean_of_last(values, SMOOTH), float(values[:SMOOTH].mean())
-    limit = min(0.5, max(2.0 * start, start + 0.1)) if start < 0.4 else max(0.5, start + 0.1)
+    limit = min(0.5, max(2.0 * start, start + 0.2)) if start < 0.3 else max(0.5, start + 0.2)
     return [
         _hit(steps, recent, i, limit, True, f"repeated 3-grams (at the start {start:.2f})", action="roll_back")
         for i in where(recent > limit)

@@ -74,7 +74,7 @@ DETECTORS: tuple[Detector, ...] = (
         "an answer that was cut costs too little (missing_eos_penalty)", "the reward pays for length",
         "pad and EOS are one token, or SFT never learnt to stop"),
         "raise missing_eos_penalty or max_new_tokens; check SFT's EOS rate"),
-    Detector("D12", "repetition", onpolicy.repetition, ON_POLICY, onpolicy.SMOOTH, "0.5, or twice the start's (and 0.1 more)", (
+    Detector("D12", "repetition", onpolicy.repetition, ON_POLICY, onpolicy.SMOOTH, "0.5, or twice the start's (and 0.2 more)", (
         HACKED, "beta is too small: nothing pays for staying varied", RATE),
         "raise beta; go back to an earlier snapshot; label such answers and train the reward model again"),
     Detector("D13", "proxy up, judge down", onpolicy.proxy_gold_gap, POLICIES, onpolicy.SMOOTH + onpolicy.EVALUATIONS,

@@ -27,7 +27,7 @@ from pipelines.data.tables import read_table, write_table
 from pipelines.diagnosis import Record, detector_of, examine
 from pipelines.evaluation.findings import labels
 from pipelines.journal import Journal, read_from
-from pipelines.training import checkpoints, dpo, offline, reward
+from pipelines.training import checkpoints, dpo, offline, reward, sft
 from pipelines.training import update as updates
 from pipelines.training.learner import Learner
 from pipelines.training.ppo import Job, train
@@ -308,6 +308,17 @@ def pairwise(place: Path, seed: int = 5, alike: bool = False, same: bool = False
     )
 
 
+def demonstrated(place: Path, seed: int) -> Record:
+    """Train with SFT on the helpers' demonstrations."""
+    base, table = small.model_folder(place / "base"), helpers.demonstrations(place, 96, 24)
+    training = config.Sft(adapter="none", precision="float32", learning_rate=1e-3, batch_size=8, micro_batch_size=8,
+                          num_train_epochs=4)  # fmt: skip
+    journal = place / "journal.jsonl"
+    sft.train(sft.Job(base, table, place / "out", place / "scratch", training, seed), helpers.worker(journal))
+    figures = json.loads((place / "out" / "metrics.json").read_text())
+    return Record("sft", read_table(place / "out" / "history.parquet"), training.model_dump(), figures, read_from(journal, 0)[0])
+
+
 Run = Callable[[Path], Record]
 Onset = Callable[[Record], int]
 
@@ -402,7 +413,7 @@ def repeated(record: Record) -> int:
     """D12: a step's share of repeated 3-grams."""
     history = record.history
     share = history["tokens/repetition"]
-    return first(history, share > max(2.0 * start(share), start(share) + 0.1))
+    return first(history, share > max(2.0 * start(share), start(share) + 0.2))
 
 
 def judge_fallen(record: Record) -> int:
@@ -506,7 +517,9 @@ CASES: tuple[Case, ...] = (
 SEEDS = (1, 2, 3, 4, 5)
 HEALTHY: dict[str, Callable[[Path, int], Record]] = {
     "PPO": lambda place, seed: on_policy(place, seed, judge=Scored(kind)),
+    "GRPO": lambda place, seed: on_policy(place, seed, method="grpo", samples_per_prompt=4, batch_size=16),
     "PPO, ensemble of three": lambda place, seed: ensemble(place, seed),
     "DPO": lambda place, seed: pairwise(place, seed),
+    "SFT": lambda place, seed: demonstrated(place, seed),
     "reward model": lambda place, seed: reward_model(place, seed),
 }

@@ -54,8 +54,8 @@ def test_windows_by_hand() -> None:
         ("D10", {"tokens/response_length": at(20, 24.0, 12.0), "objective/length_correlation": 0.7}, 21, "alarm"),
         # D11: cut share 0.2 -> 0.6; five-step means 0.28, 0.36: above 0.3 and 0.1 more; 3 SE = 0.148
         ("D11", {"tokens/eos_rate": at(20, 0.4, 0.8)}, 21, "alarm"),
-        # D12: limit max(2 x 0.05, 0.05 + 0.1) = 0.15; three-step means 0.133, 0.217
-        ("D12", {"tokens/repetition": at(20, 0.3, 0.05)}, 21, "alarm"),
+        # D12: limit max(2 x 0.05, 0.05 + 0.2) = 0.25; three-step means 0.217, 0.3
+        ("D12", {"tokens/repetition": at(20, 0.3, 0.05)}, 22, "alarm"),
         ("D15", {"objective/scores_sd": at(8, 0.0, 0.5)}, 8, "warning"),
         ("D15", {"objective/scores_at_max": at(8, 0.95, 0.1)}, 8, "warning"),
         # D16: negative from the start: judged from step 21 on, ten of them at step 30

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config import Generation
 from pipelines.config_promotion import Monitor
-from pipelines.data.tokens import decode, encode_prompt
 from pipelines.evaluation import drift
-from pipelines.models.generation import sample
-from pipelines.observe import Models
-from tests.small import TEXT, model_folder
+from tests.diagnosis.traffic import (
+    CASES,
+    SETTINGS,
+    Case,
+    Rows,
+    World,
+    alarms,
+    clean,
+    judged,
+    make,
+    mixed,
+    picked,
+    prompts,
+    served,
+)
 
-SETTINGS = Monitor()
-WORDS = " ".join(TEXT).split()
-POOL, PROMPTS, ANSWERS = 3000, 200, 3
-Rows = tuple[dict[str, drift.Floats], drift.Floats]
+POOL = 3000
 
 
 def test_psi_by_hand() -> None:
@@ -48,72 +54,53 @@ def test_a_window_is_large_enough() -> None:
         Monitor(window=499)
 
 
-def prompts(count: int, rng: np.random.Generator, low: int = 3, high: int = 9) -> list[str]:
-    return [" ".join(rng.choice(WORDS, size=int(rng.integers(low, high)))) for _ in range(count)]
-
-
-def replies(models: Models, asked: list[str], seed: int, tokens: int = 12) -> Rows:
-    ids = [encode_prompt(models.tokenizer, text) for text in asked]
-    special = (models.tokenizer.eos_token_id, models.tokenizer.pad_token_id)
-    generation = Generation(max_new_tokens=tokens, batch_size=500)
-    drawn = sample(models.policy, *special, ids, generation, [seed * 10**6 + i for i in range(len(ids))], "float32")
-    return models.signals(asked, [decode(models.tokenizer, answer) for answer in drawn.tokens])
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make(tmp_path_factory.mktemp("traffic"))
 
 
 @pytest.fixture(scope="module")
-def traffic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, Rows, list[int], drift.Noise, Rows]:
-    """A reference of 200 prompts with 3 answers each, what chance can do, and 3,000 replies to other prompts of the same kind."""
-    folder: Path = model_folder(tmp_path_factory.mktemp("model"), 1)
-    sft = model_folder(tmp_path_factory.mktemp("sft"), 2)
-    models, rng = Models(folder, sft, None), np.random.default_rng(7)
-    asked = [text for text in prompts(PROMPTS, rng) for _ in range(ANSWERS)]
-    clusters = [row // ANSWERS for row in range(len(asked))]
-    reference = replies(models, asked, 1)
-    noise = drift.noise_of(*(reference[0], clusters, reference[1]), SETTINGS.window, SETTINGS.resamples, 0)
-    return models, reference, clusters, noise, replies(models, prompts(POOL, rng), 2)
+def pool(world: World) -> Rows:
+    """3,000 replies to other prompts of the same kind."""
+    return served(world.models, prompts(POOL, np.random.default_rng(8)), 2)
 
 
-def judged(traffic: tuple, window: Rows) -> list[drift.Finding]:
-    _, reference, clusters, noise, _ = traffic
-    return drift.findings(reference[0], window[0], clusters, (reference[1], window[1]), noise, SETTINGS, 0)
-
-
-def picked(rows: Rows, chosen: np.ndarray) -> Rows:
-    return {name: values[chosen] for name, values in rows[0].items()}, rows[1][chosen]
-
-
-def mixed(one: Rows, other: Rows, share: float, rng: np.random.Generator) -> Rows:
-    """A window with this share of rows of the other kind."""
-    size = SETTINGS.window
-    a = picked(one, rng.choice(len(one[1]), size - int(share * size), replace=False))
-    b = picked(other, rng.choice(len(other[1]), int(share * size), replace=False))
-    return {name: np.concatenate([a[0][name], b[0][name]]) for name in a[0]}, np.concatenate([a[1], b[1]])
-
-
-def test_clean_windows_raise_few_alarms(traffic: tuple) -> None:
+def test_clean_windows_raise_few_alarms(world: World, pool: Rows) -> None:
     """At most 5 alarms in 100 clean windows of 500 replies, all signals together."""
     rng, alarms = np.random.default_rng(3), []
     for _ in range(100):
-        found = judged(traffic, picked(traffic[4], rng.choice(POOL, SETTINGS.window, replace=False)))
+        found = judged(world, picked(pool, rng.choice(POOL, SETTINGS.window, replace=False)))
         alarms += [(one.signal, one.test) for one in found if one.level == "alarm"]
     assert len(alarms) <= 5, alarms
 
 
-def test_sudden_drift_is_seen_in_the_first_window(traffic: tuple) -> None:
+def test_sudden_drift_is_seen_in_the_first_window(world: World) -> None:
     rng = np.random.default_rng(5)
-    longer = replies(traffic[0], prompts(SETTINGS.window, rng, 12, 20), 3)
-    found = judged(traffic, longer)
+    longer = served(world.models, prompts(SETTINGS.window, rng, 12, 20), 3)
+    found = judged(world, longer)
     assert drift.level_of(found) == "alarm"
     assert {"prompt_tokens"} <= {one.signal for one in found if one.level == "alarm"}
-    shorter = replies(traffic[0], prompts(SETTINGS.window, rng), 4, tokens=3)
-    alarming = {one.signal for one in judged(traffic, shorter) if one.level == "alarm"}
+    shorter = served(world.models, prompts(SETTINGS.window, rng), 4, tokens=3)
+    alarming = {one.signal for one in judged(world, shorter) if one.level == "alarm"}
     assert {"reply_tokens", "embedding"} <= alarming
     assert "prompt_tokens" not in alarming, "it names what has changed"
 
 
-def test_gradual_drift_is_seen_before_it_is_whole(traffic: tuple) -> None:
+def test_gradual_drift_is_seen_before_it_is_whole(world: World, pool: Rows) -> None:
     rng = np.random.default_rng(6)
-    other = replies(traffic[0], prompts(SETTINGS.window, rng, 12, 20), 5)
-    levels = [drift.level_of(judged(traffic, mixed(traffic[4], other, share, rng))) for share in (0.02, 0.3, 0.6)]
+    other = served(world.models, prompts(SETTINGS.window, rng, 12, 20), 5)
+    levels = [drift.level_of(judged(world, mixed(pool, other, share, rng))) for share in (0.02, 0.3, 0.6)]
     assert levels[0] != "alarm", "a near miss"
     assert levels[1:] == ["alarm", "alarm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.detector)
+def test_a_fault_is_found_within_two_windows_and_its_weak_form_is_not(world: World, case: Case) -> None:
+    assert case.detector in [name for spoken in case.run(world) for name in spoken]
+    assert case.detector not in [name for spoken in case.miss(world) for name in spoken]
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_clean_traffic_raises_no_alarm(world: World, seed: int) -> None:
+    assert alarms(world, clean(world, seed)) == []
