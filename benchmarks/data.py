@@ -42,19 +42,20 @@ def main() -> None:
         return
     load = os.getloadavg()[0]
     note = f"{load:.1f} other processes were running on {os.cpu_count()} cores: seconds of the clock count them too."
+    known = facts(" ".join(["python benchmarks/data.py", *sys.argv[1:]]))
     result: dict[str, Any] = {"rows": options.rows, "parts": {}, "note": note if load > 0.5 else ""}
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         for rows in options.rows:
             own = Path(folder) / str(rows)
             own.mkdir()
             found: dict[str, Any] = {"bytes": make(own / "rows.jsonl", rows)}
+            result["parts"][str(rows)] = found
             for name in options.parts:
                 if name != "peer" or rows <= LONGEST_PEER:
                     found[name] = _measured(name, own)
                     _clear(own)
-            result["parts"][str(rows)] = found
+                    save("data", result | known)  # what comes next may take an hour
             shutil.rmtree(own)
-    save("data", result | facts(" ".join(["python benchmarks/data.py", *sys.argv[1:]])))
 
 
 def make(path: Path, rows: int) -> int:
