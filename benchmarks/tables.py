@@ -160,7 +160,7 @@ def _growth(sizes: dict[str, dict[str, Any]]) -> str:
 def diagnosis(result: dict[str, Any]) -> str:
     """A row a detector: its fault, when it spoke, its near miss, how often it spoke in clean runs; then the confusion matrix."""
     runs = [spoken for seeds in result["clean"].values() for spoken in seeds.values()]
-    rows = ["| detector | injected fault | there at step | spoke at step | found, first cause right | also spoke "
+    rows = ["| detector | injected fault | there at (step) | spoke at (step) | found, first cause right | also spoke "
             "| near miss | silent | clean runs with a finding |", "|" + "---|" * 9]  # fmt: skip
     for name, case in sorted(result["cases"].items(), key=lambda item: int(item[0][1:])):
         false = sum(any(one["detector"] == name for one in spoken) for spoken in runs)

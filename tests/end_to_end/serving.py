@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,8 @@ def serving(project: Project) -> Iterator[str]:
             if line.startswith("Prefect: "):
                 break
         assert "Prefect: " in said, said
+        assert process.stdout is not None
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop the worker
         yield said.rpartition("Prefect: ")[2].partition(";")[0] + "/api"
     finally:
         os.killpg(process.pid, signal.SIGINT)

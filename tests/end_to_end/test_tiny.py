@@ -1,6 +1,7 @@
 """The tiny recipe, whole: through Prefect, DVC, Ray Train's local mode and MLflow."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.end_to_end.conftest import run_in
+from tests.end_to_end.conftest import environment, run_in
+from tests.project import Project
+from tests.registry import house
 
 STAGES = {
     "prepare", "base", "sft", "preferences", "reward", "policy@ppo", "policy@dpo",
@@ -107,3 +110,37 @@ def test_dvc_repro_alone_gives_the_same_bytes_in_another_clone(tiny: Path, fresh
     assert (other / "dvc.lock").read_bytes() == (tiny / "dvc.lock").read_bytes()
     stages = {run.data.tags.get("prefloop.stage"): run for run in runs_of(other)}
     assert set(stages) == STAGES, "plain `dvc repro` is tracked too, without a parent run"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_version_is_made_again(tiny: Path, tmp_path: Path) -> None:
+    """Identical with the cache removed; after one changed parameter it names that parameter. No stage ran in this clone, and
+    yet each has its cost."""
+    home = tmp_path / "home"
+    project = Project(house.copy(tiny, tmp_path / "clone"), environment(home, 3))
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "the tiny recipe, run")
+    code, printed = project.prefloop("register", "--policy", "ppo")
+    assert code == 0, printed
+    [lineage] = (project.folder / "mlruns").rglob("lineage.json")
+    cost = json.loads(lineage.read_text(encoding="utf-8"))["cost"]
+    made_of = STAGES - {"policy@dpo", "evaluate@dpo", "report"}
+    assert (set(cost["stages"]), cost["unknown"]) == (made_of, 0)
+    for name in ("seconds", "core_seconds"):
+        assert min(stage[name] for stage in cost["stages"].values()) > 0
+        assert cost["total"][name] == pytest.approx(sum(stage[name] for stage in cost["stages"].values()))
+
+    shutil.rmtree(project.folder / ".dvc" / "cache")
+    done = run_in(project.folder, home, "-m", "flows", "reproduce", "models:/prefloop/1")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"the outputs of {len(made_of)} stages" in done.stdout
+    assert "models:/prefloop/1: identical: " in done.stdout
+
+    params = project.read("params.yaml")
+    project.write("other.yaml", params.replace("    steps: 4\n", "    steps: 2\n"))
+    done = run_in(project.folder, home, "-m", "flows", "reproduce", "models:/prefloop/1", "--params", "other.yaml")
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    at = lines.index("first stage that differs: policy@ppo")
+    assert lines[at + 1] == "  parameter policies.ppo.steps: 2 here, 4 there"

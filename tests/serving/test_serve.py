@@ -1,4 +1,4 @@
-"""A real Prefect server, a real worker: schedules, alarms, people and dead processes, and what becomes of them."""
+"""A real Prefect server, a real worker: alarms, people and dead processes, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.registry import house
 from tests.registry.test_monitor import log, served
 
 PATIENCE = 900.0
-"""Seconds on a machine that others use as well; a tick comes every minute."""
+"""Seconds on a machine that others use as well."""
 NEVER = "0 0 1 1 *"
 
 
@@ -34,14 +34,14 @@ def wait(what: str, done: Callable[[], object]) -> None:
 
 
 @contextmanager
-def serving(project: Project, monkeypatch: pytest.MonkeyPatch, retrain: str = NEVER) -> Iterator[tuple[Any, Any]]:
-    """What `prefloop serve` starts, the flow retrain by this cron line, nothing else by a clock; the worker and a client."""
+def serving(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    """What `prefloop serve` starts, nothing by a clock; the worker and a client."""
     from prefect.client.orchestration import get_client
 
     from flows import deploy, environment
 
     shutil.copy2(ROOT / "prefect.yaml", project.folder / "prefect.yaml")
-    project.set("cron: 0 3 .*", f"cron: '{retrain}'", "prefect.yaml")
+    project.set("cron: 0 3 .*", f"cron: '{NEVER}'", "prefect.yaml")
     project.set("cron: 30 .*", f"cron: '{NEVER}'", "prefect.yaml")
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_", "PREFLOOP_"))]:
         monkeypatch.delenv(name)
@@ -70,38 +70,6 @@ def reaches(client: Any, run: Any, state: str) -> None:
         return bool(now.name == state)
 
     wait(f"the flow run to be {state}", there)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_a_schedule_retrains_promotes_and_keeps(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
-
-    from flows import deploy
-
-    champion = lambda: registry.opened(project.folder).standing().champion  # noqa: E731
-    kinds = lambda: [entry.kind for entry in registry.opened(project.folder).ledger.entries()]  # noqa: E731
-    with serving(project, monkeypatch, retrain="* * * * *") as (_, client):
-        wait("the first champion", lambda: champion() == "1")
-        house.give(project, 2, 0.8)
-        wait("new data to be promoted", lambda: champion() == "2")
-        house.give(project, 3, 0.05)
-        wait("worse data to be judged", lambda: kinds().count("decision") == 3)
-        assert champion() == "2", "worse data keeps the champion"
-
-        runs = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state={"type": {"any_": ["COMPLETED"]}}),
-            deployment_filter=DeploymentFilter(name={"any_": ["retrain"]}),
-        )
-        assert all(run.auto_scheduled for run in runs), "the schedule alone has started them"
-        failed = FlowRunFilter(state={"type": {"any_": ["FAILED", "CRASHED"]}})
-        assert client.read_flow_runs(flow_run_filter=failed) == []
-        assert client.read_deployment_by_name("retrain/retrain").global_concurrency_limit.limit == 1
-        names = [automation.name for automation in client.read_automations()]
-        assert "prefloop: close runs whose process died" in names
-        assert any("drift" in name for name in names)
-        assert deploy.deploy(project.folder) == ["collect", "monitor", "promote", "retrain"], "safe to repeat"
-        assert len(client.read_automations()) == len(names)
 
 
 @pytest.mark.slow
