@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from common import ROOT, facts, save
 
 sys.path.insert(0, str(ROOT))
@@ -40,10 +41,10 @@ def main() -> None:
     if options.part:
         print(json.dumps(PARTS[options.part](options.folder)))
         return
-    load = os.getloadavg()[0]
-    note = f"{load:.1f} other processes were running on {os.cpu_count()} cores: seconds of the clock count them too."
+    busy = psutil.cpu_percent(5.0)
+    note = f"Other processes took {busy:.0f} % of the cores at the start: seconds of the clock count them too."
     known = facts(" ".join(["python benchmarks/data.py", *sys.argv[1:]]))
-    result: dict[str, Any] = {"rows": options.rows, "parts": {}, "note": note if load > 0.5 else ""}
+    result: dict[str, Any] = {"rows": options.rows, "parts": {}, "note": note if busy > 10.0 else ""}
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         for rows in options.rows:
             own = Path(folder) / str(rows)
