@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config
+from pipelines.adapters import machine
 from pipelines.adapters.registry import Version
 from pipelines.errors import ConfigurationError, EnvironmentFault
 from tasks import card, locks, registry, worktrees
@@ -23,7 +24,7 @@ from tasks.repository import git
 @dataclass(frozen=True)
 class Verdict:
     """What a reproduction gave. ``files``: of the model, those that differ; ``stage``: the first whose outputs differ, and
-    ``causes``: what differs in its inputs; ``elsewhere``: what differs in the environment."""
+    ``causes``: what differs in its inputs; ``elsewhere``: what differs in the environment in which it ran."""
 
     compared: int
     stages: int
@@ -53,7 +54,7 @@ def reproduce(office: Office, version: Version, params: Path | None = None) -> V
         _run(folder, [f"policy@{lineage['policy']}", f"evaluate@{lineage['policy']}"])
         ours = locks.parse((folder / "dvc.lock").read_text(encoding="utf-8"))
         files = card.differing(folder / "artifacts" / "policies" / lineage["policy"] / "model", manifest)
-        return _verdict(ours, lineage, files, len(manifest), card.environment(settings))
+        return _verdict(ours, lineage, files, len(manifest), machine.environment(settings.runtime))
 
 
 def told(version: Version, verdict: Verdict) -> str:
@@ -75,7 +76,7 @@ def _verdict(ours: locks.Lock, lineage: dict[str, Any], files: list[str], compar
     causes = (
         locks.differences(ours, theirs, stage) if stage in ours else [f"the stage {stage} is not there any more"] if stage else []
     )
-    there = lineage["environment"]
+    there = lineage["environment"][stage or f"policy@{lineage['policy']}"]
     elsewhere = [
         f"{key}: {here.get(key, 'unknown')} here, {there.get(key, 'unknown')} there"
         for key in sorted(here.keys() | there.keys())

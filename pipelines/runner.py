@@ -106,11 +106,12 @@ def _run(name: str, root: Path) -> None:
     make_deterministic(seed_for(params.seed, name), params.runtime.threads, stage.torch)
 
     # 4. the work, with its journal followed by the terminal and the tracker
-    from pipelines.adapters import cluster, tracking
+    from pipelines.adapters import cluster, machine, tracking
     from pipelines.diagnosis.live import Live
 
     journal = scratch / "timings.jsonl"
-    tracker = tracking.open_stage(root, name, scratch, inputs.params, inputs.hashes, source=_source_of(params))
+    surroundings = machine.environment(params.runtime)
+    tracker = tracking.open_stage(root, name, scratch, inputs.params, inputs.hashes, _source_of(params), surroundings)
     try:
         live = Live(_settings_of(name, params))
         with _followed(journal, name, stage.key_metrics, tracker, live), cluster.connect(params.runtime, journal) as rays:

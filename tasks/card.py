@@ -17,7 +17,6 @@ LOADER = "pipelines.adapters.serving"
 ADDED = ("manifest.json", "README.md", "input_example.json", "MLmodel", "lineage.json")
 """Files beside the model's own; the folder ``evaluation/`` is added too."""
 SIGNATURE = {"type": "string", "required": True}
-FLAGS = ("avx", "amx", "sse4", "fma", "bf16", "f16c", "asimd", "sve")
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -40,18 +39,6 @@ def differing(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
         if name in files or not (name in ADDED or name.startswith("evaluation/"))
     }
     return sorted(name for name in files.keys() | present.keys() if files.get(name) != present.get(name))
-
-
-def environment(params: config.Params) -> dict[str, str]:
-    """What bytes may depend on besides code, data and parameters: versions, workers, threads, the processor's flags."""
-    from pipelines.adapters.runs import LIBRARIES
-
-    facts = {"python": platform.python_version(), "machine": platform.machine(), "cpu flags": _flags()}
-    facts |= {"threads": str(params.runtime.threads), "workers": str(params.runtime.workers)}
-    facts["gpus a worker"] = str(params.runtime.gpus_per_worker)
-    for name in LIBRARIES:
-        facts[name] = _installed(name)
-    return facts
 
 
 def write(folder: Path, root: Path, policy: str, params: config.Params, facts: dict[str, Any]) -> None:
@@ -175,20 +162,3 @@ def _shown(value: Any) -> str:
 def _described(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
-
-
-def _flags() -> str:
-    """The processor's vector instructions: they decide the order in which sums are made."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    listed = next((line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), [])
-    return " ".join(sorted(flag for flag in listed if flag.startswith(FLAGS)))
-
-
-def _installed(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

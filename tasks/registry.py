@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config
-from pipelines.adapters.registry import CONTENT, DVC, Registry, Version, run_figures
+from pipelines.adapters import machine
+from pipelines.adapters.registry import CONTENT, DVC, Registry, Version, run_facts
 from pipelines.adapters.spool import store_uri
 from pipelines.errors import ConfigurationError, DataError
 from tasks import card, locks, repository, versions
@@ -241,6 +242,8 @@ def _facts(office: Office, policy: str, lock: locks.Lock, files: dict[str, dict[
     stages = [
         stage for stage in lock if stage in {*locks.closure(lock, f"policy@{policy}"), *locks.closure(lock, f"evaluate@{policy}")}
     ]
+    figures, environments = _runs_of(root, lock, stages)
+    here = machine.environment(params.runtime)
     return {
         "policy": policy,
         "manifest": files,
@@ -251,11 +254,11 @@ def _facts(office: Office, policy: str, lock: locks.Lock, files: dict[str, dict[
         "data": locks.digest(locks.hashes(lock, "prepare")) if "prepare" in lock else "",
         "params": locks.digest({stage: locks.params(lock, stage) for stage in stages}),
         "evaluation": locks.evaluation_key(lock, policy),
-        "environment": card.environment(params),
+        "environment": {stage: environments.get(stage) or here for stage in stages},
         "metrics": json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.exists() else {},
         "reward": json.loads(reward.read_text(encoding="utf-8")) if reward.exists() else {},
         "doctor": _blocking(root, params, policy),
-        "cost": _cost(root, lock, stages),
+        "cost": _cost(figures, len(stages)),
         "example": "HAMLET: To be, or not" if params.prepare.source == "plays" else "Hello",
     }
 
@@ -268,15 +271,18 @@ def _blocking(root: Path, params: config.Params, policy: str) -> list[str]:
     return audit(doctor.known(root, params, [doctor.SFT, doctor.REWARD, policy])).blocking
 
 
-def _cost(root: Path, lock: locks.Lock, stages: list[str]) -> dict[str, Any]:
-    """Seconds of every stage that made it, from the MLflow runs of whoever ran them (a cached stage has one too)."""
-    per_stage: dict[str, dict[str, float]] = {}
-    for stage in stages:
-        figures = run_figures(root, locks.stage_hash(lock, stage))
-        if figures:
-            per_stage[stage] = {name: round(figures.get(key, 0.0), 3) for name, key in COSTS.items()}
+def _runs_of(root: Path, lock: locks.Lock, stages: list[str]) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, str]]]:
+    """Figures and environment of every stage's run, from MLflow (a cached stage has one too); none where nobody tracked it."""
+    found = {stage: run_facts(root, locks.stage_hash(lock, stage)) for stage in stages}
+    figures = {stage: figures for stage, (figures, _) in found.items() if figures}
+    return figures, {stage: environment for stage, (_, environment) in found.items() if environment}
+
+
+def _cost(figures: dict[str, dict[str, float]], stages: int) -> dict[str, Any]:
+    """Seconds of every stage that made it, of which there are ``stages``."""
+    per_stage = {stage: {name: round(own.get(key, 0.0), 3) for name, key in COSTS.items()} for stage, own in figures.items()}
     total = {name: round(sum(cost[name] for cost in per_stage.values()), 3) for name in COSTS}
-    return {"stages": per_stage, "total": total, "unknown": len(stages) - len(per_stage)}
+    return {"stages": per_stage, "total": total, "unknown": stages - len(per_stage)}
 
 
 def _create(office: Office, policy: str, folder: Path, content: str, facts: dict[str, Any]) -> Version:

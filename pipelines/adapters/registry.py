@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.adapters import recorder
+from pipelines.adapters.machine import ENVIRONMENT
 from pipelines.adapters.spool import store_uri
 from pipelines.errors import ConfigurationError, EnvironmentFault
 
@@ -149,12 +151,16 @@ class Registry:
                 raise EnvironmentFault(f"{version.uri}: {file} is not in its artifacts ({reason})") from error
 
 
-def run_figures(root: Path, outs: str) -> dict[str, float]:
-    """The final metrics of the newest finished run that made the outputs with this ``outs_hash``; empty where none is known."""
+def run_facts(root: Path, outs: str) -> tuple[dict[str, float], dict[str, str]]:
+    """The final metrics and the environment of the newest finished run that made the outputs with this ``outs_hash``; empty
+    where none is known."""
     client, experiment = recorder.connect(root)
     query = f"attributes.status = 'FINISHED' and tags.`prefloop.outs_hash` = '{outs}'"
     runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
-    return {key: float(value) for key, value in runs[0].data.metrics.items()} if runs else {}
+    if not runs:
+        return {}, {}
+    figures = {key: float(value) for key, value in runs[0].data.metrics.items()}
+    return figures, json.loads(runs[0].data.tags.get(ENVIRONMENT, "{}"))
 
 
 def _connected(root: Path) -> tuple[MlflowClient, str]:

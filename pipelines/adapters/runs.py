@@ -17,13 +17,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipelines.adapters.machine import LIBRARIES
 from pipelines.adapters.spool import outs_hash
 
 METRICS_A_BATCH = 900
 OTHERS_A_BATCH = 90
 SHOWN = ("artifacts/report/", "artifacts/plots/")
 TAG_LENGTH = 4000
-LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "dvc", "prefect")
 REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 
 

@@ -8,6 +8,7 @@ a warning, and what was logged is sent by the next run.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import sys
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.adapters.machine import ENVIRONMENT
 from pipelines.adapters.spool import Spool, this_process
 from pipelines.adapters.spool import outs_hash as outs_hash
 from pipelines.adapters.spool import store_uri as store_uri  # for whoever links to it (`make ui`)
@@ -120,16 +122,24 @@ class Tracker:
 
 
 def open_stage(
-    root: Path, stage: str, scratch: Path, params: Mapping[str, object], inputs: Mapping[str, str], source: str
+    root: Path,
+    stage: str,
+    scratch: Path,
+    params: Mapping[str, object],
+    inputs: Mapping[str, str],
+    source: str,
+    environment: Mapping[str, str],
 ) -> Tracker:
     """Open the run of a stage that really runs, under the flow's run where PREFLOOP_PARENT_RUN names one.
 
     ``scratch/mlflow_run`` keeps the run id, so that a stage that goes on from its checkpoint goes on in the same run.
-    ``inputs`` maps what the stage reads to its hash; ``source`` says where the text comes from.
+    ``inputs`` maps what the stage reads to its hash; ``source`` says where the text comes from; ``environment``
+    is that of pipelines/adapters/machine.py, which a version made from this run is compared by.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     parent = os.environ.get(PARENT, "")
-    return Tracker(root, stage, scratch, kind="stage", parent=parent, params=params, inputs=inputs, source=source)
+    tags = {ENVIRONMENT: json.dumps(environment, sort_keys=True)}
+    return Tracker(root, stage, scratch, kind="stage", parent=parent, params=params, inputs=inputs, source=source, tags=tags)
 
 
 @contextmanager

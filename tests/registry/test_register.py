@@ -17,7 +17,7 @@ import pytest
 from flows.__main__ import _folder_of_version, parser
 from flows.environment import free_port
 from pipelines.errors import ConfigurationError, DataError
-from tasks import registry
+from tasks import locks, registry
 from tests.project import Project
 from tests.registry import house
 
@@ -82,6 +82,21 @@ def test_the_tags_say_where_it_comes_from(project: Project) -> None:
     assert head in card
     parts = ("**Data.**", "**Licences.** Base: ", "Data: ", "**Limits.** Evaluated on answers of at most", "**Cost.**")
     assert [part for part in parts if part not in card] == []
+
+
+def test_the_environment_is_that_of_the_run_that_made_it(project: Project) -> None:
+    """A stage whose run MLflow knows has that run's, another that of this machine."""
+    from pipelines.adapters import machine, recorder
+
+    office = registry.opened(project.folder)
+    client, experiment = recorder.connect(project.folder)
+    outs = locks.stage_hash(locks.parse(project.read("dvc.lock")), "policy@ppo")
+    run = client.create_run(experiment, tags={"prefloop.outs_hash": outs, machine.ENVIRONMENT: '{"torch": "1.0"}'})
+    client.set_terminated(run.info.run_id)
+    version, _ = registry.register(office, "ppo")
+    found = registry.lineage_of(office, version)["environment"]
+    assert found["policy@ppo"] == {"torch": "1.0"}
+    assert found["reward"] == machine.environment(office.params.runtime)
 
 
 def test_the_same_content_is_the_same_version(project: Project) -> None:
