@@ -102,6 +102,7 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(two: Cluster, tmp_path
     assert len({line["pid"] for line in placements(tmp_path)}) == 4
 
 
+@pytest.mark.slow
 def test_a_persons_mistake_crosses_once_with_its_code(two: Cluster, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^rows.jsonl:3 \[prompt\] empty") as caught:
         two.train(functions.regression, Job(tmp_path, fail_rank=1), tmp_path)

@@ -203,7 +203,7 @@ def test_many_processes_share_a_fresh_database(tmp_path: Path) -> None:
     """Fresh SQLite and several processes at once: 5 of 6 crashed in the prototype."""
     script = (
         "import sys, pathlib; from pipelines.adapters import tracking; root = pathlib.Path(sys.argv[1])\n"
-        "tracking.open_stage(root, 'sft', root / sys.argv[2], {}, {}, '').finish({'x': float(sys.argv[2])}, {})"
+        "tracking.open_stage(root, 'sft', root / sys.argv[2], {}, {}, '', {}).finish({'x': float(sys.argv[2])}, {})"
     )
     commands = [[sys.executable, "-c", script, str(tmp_path), str(number)] for number in range(4)]
     with ThreadPoolExecutor(4) as pool:

@@ -83,7 +83,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         load_adapter(small.llama(), tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("hashseed", ["1", "7"])
+@pytest.mark.parametrize("hashseed", [pytest.param("1", marks=pytest.mark.slow), "7"])
 def test_the_files_do_not_depend_on_the_hash_seed(tmp_path: Path, hashseed: str) -> None:
     save_adapter(_trained(), tmp_path / "here", "../../base")
     code = (

@@ -65,6 +65,7 @@ def pool(world: World) -> Rows:
     return served(world.models, prompts(POOL, np.random.default_rng(8)), 2)
 
 
+@pytest.mark.slow
 def test_clean_windows_raise_few_alarms(world: World, pool: Rows) -> None:
     """At most 5 alarms in 100 clean windows of 500 replies, all signals together."""
     rng, alarms = np.random.default_rng(3), []
@@ -101,6 +102,7 @@ def test_a_fault_is_found_within_two_windows_and_its_weak_form_is_not(world: Wor
     assert case.detector not in [name for spoken in case.miss(world) for name in spoken]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_clean_traffic_raises_no_alarm(world: World, seed: int) -> None:
     assert alarms(world, clean(world, seed)) == []

@@ -211,6 +211,7 @@ def test_an_approval_comes_too_late(project: Project) -> None:
     assert office.standing().champion == ""
 
 
+@pytest.mark.slow
 def test_evidence_about_a_former_champion_promotes_nobody(project: Project) -> None:
     office = registry.opened(project.folder)
     first, _ = registry.register(office, "ppo")
@@ -234,6 +235,7 @@ def test_a_changed_byte_in_the_store_stops_the_promotion(project: Project) -> No
     assert (gate["name"], gate["value"]) == ("manifest", "model.safetensors")
 
 
+@pytest.mark.slow
 def test_champion_history_audit_and_impact(project: Project) -> None:
     office = registry.opened(project.folder)
     assert project.prefloop("champion")[0] == 1
