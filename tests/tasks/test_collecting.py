@@ -59,15 +59,16 @@ def test_a_round_is_a_new_file_that_dvc_versions(built: Project) -> None:
 @pytest.mark.slow
 def test_a_round_that_a_crash_left_unversioned_is_made_again(built: Project) -> None:
     """To the same bytes; what was left is put aside."""
-    root, path = built.folder, built.folder / "data/preferences/round-002.parquet"
+    root, number = built.folder, collecting.next_round(built.folder)
+    path = root / f"data/preferences/round-{number:03d}.parquet"
     model, what = collecting.model_of(root, "ppo", root)
-    collecting.draw(root, 2, model, what)
+    collecting.draw(root, number, model, what)
     before = path.read_bytes()
     Path(f"{path}.dvc").unlink()
-    assert collecting.next_round(root) == 2
-    collecting.draw(root, 2, model, what)
+    assert collecting.next_round(root) == number
+    collecting.draw(root, number, model, what)
     assert path.read_bytes() == before
-    assert (root / ".runs/collect/round-002-left.parquet").read_bytes() == before
+    assert (root / f".runs/collect/round-{number:03d}-left.parquet").read_bytes() == before
 
 
 @pytest.mark.slow
