@@ -2,8 +2,8 @@
 
     python benchmarks/over_optimisation.py --seeds 1 2 3
 
-Runs ``prefloop run --seeds ...`` with ``SETTINGS`` put into the default recipe (some hours on 2 cores), and records every seed's
-curves; params.yaml is put back. ``--collect`` only records what an earlier run left under .runs/worktrees.
+Runs ``prefloop run --seeds ...`` with ``SETTINGS`` put into the default recipe (an hour or more on 2 cores), and records every
+seed's curves; params.yaml is put back. ``--collect`` only records what an earlier run left under .runs/worktrees.
 """
 
 from __future__ import annotations
@@ -22,9 +22,16 @@ from ruamel.yaml import YAML
 SETTINGS: dict[str, dict[str, Any]] = {
     "prepare": {"train_prompts": 48},
     "reward": {"layers": 2, "num_train_epochs": 3},
-    "evaluate": {"best_of": 32},
+    "evaluate": {"best_of": 16},
 }
-PPO: dict[str, Any] = {"steps": 100, "beta": 0.001, "snapshot_every": 5}
+PPO: dict[str, Any] = {
+    "steps": 50,
+    "batch_size": 16,
+    "micro_batch_size": 16,
+    "mini_batch_size": 8,
+    "beta": 0.001,
+    "snapshot_every": 5,
+}
 """48 prompts give some 200 pairs; with so small a beta nothing but the learning rate holds the policy back."""
 
 
