@@ -85,6 +85,7 @@ def harness(name: str, suite: Suite, model: Path, folder: Path, batch_size: int)
     """
     check_harness(name)
     import lm_eval
+    import torch
     from lm_eval.tasks import TaskManager
 
     tasks = TaskManager(include_path=str(folder))
@@ -94,6 +95,7 @@ def harness(name: str, suite: Suite, model: Path, folder: Path, batch_size: int)
     done = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(model), "dtype": "float32", "trust_remote_code": False},
+        device="cuda" if torch.cuda.is_available() else "cpu",  # the harness takes a GPU for granted
         tasks=list(suite.tasks),
         batch_size=batch_size,
         limit=suite.limit or None,
@@ -113,8 +115,8 @@ def check_harness(name: str) -> None:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError as error:
         raise EnvironmentFault(
-            f"evaluate.suites.{name}: tasks are those of {HARNESS}, which is not installed; `.venv/bin/pip install lm-eval`, "
-            "or give path: a JSONL file below data/suites/"
+            f"evaluate.suites.{name}: tasks are those of {HARNESS}, which is not installed: "
+            "`.venv/bin/pip install lm-eval==0.4.13`, or give path: a JSONL file below data/suites/"
         ) from error
 
 

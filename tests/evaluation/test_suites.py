@@ -112,13 +112,13 @@ def test_a_suite_is_a_file_or_tasks(suite: dict, said: str) -> None:
 def test_without_the_harness_the_error_says_what_to_do(job: Job, tmp_path: Path) -> None:
     if importlib.util.find_spec("lm_eval") is not None:
         pytest.skip("lm-evaluation-harness is installed here: the error of its absence cannot be seen")
-    with pytest.raises(EnvironmentFault, match=r"evaluate.suites.arc: .*not installed; `.venv/bin/pip install lm-eval`"):
+    with pytest.raises(EnvironmentFault, match=r"evaluate.suites.arc: .*not installed: `.venv/bin/pip install lm-eval==[0-9.]+`"):
         harness("arc", Suite(tasks=["arc_easy"]), job.model, tmp_path, 2)
 
 
 def test_a_task_of_the_harness(job: Job, tmp_path: Path) -> None:
     """A multiple-choice task of our own, described below data/suites: its accuracy is that of plain forward passes."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (.venv/bin/pip install lm-eval==0.4.13)")
     rows = [{"q": pair["prompt"], "options": [pair["chosen"], pair["rejected"]], "gold": 0} for pair in PAIRS[:2]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = {
