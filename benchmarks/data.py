@@ -27,6 +27,9 @@ sys.path.insert(0, str(ROOT))
 WORDS = 20_000
 FRAGMENTS = 40_000
 REPEATS = 0.001
+LETTERS = str.maketrans("0123456789", "abcdefghij")
+"""A row's number in letters: a million in digits is as long as a phone number, and texts with such ones are looked at twice."""
+
 LONGEST_PEER = 1_000_000
 
 
@@ -69,7 +72,7 @@ def make(path: Path, rows: int) -> int:
         for number in range(rows):
             if number == 0 or draw.random() >= REPEATS:
                 parts = draw.choices(fragments, k=16)
-                texts = (f"{number} {' '.join(parts[:6])}", " ".join(parts[6:11]), " ".join(parts[11:]))
+                texts = (f"{str(number).translate(LETTERS)} {' '.join(parts[:6])}", " ".join(parts[6:11]), " ".join(parts[11:]))
                 line = json.dumps(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))) + "\n"
             file.write(line)
     return path.stat().st_size
