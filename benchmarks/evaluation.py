@@ -91,8 +91,8 @@ def model(artifacts: Path, name: str) -> dict[str, Any]:
     rows = answers.answer(job, asked, worker)
     seconds = {key: clock.seconds[key] for key in ("greedy answers", "sampled answers", "reward model")}
     readings = clock.seconds["log-probabilities"]
-    share = 1 / (2 if name == "sft" else 3)  # equal passes over equal answers: own (SFT is its own reference), SFT's, base
-    seconds |= {"base model": readings * share, "policy and SFT": readings * (1 - share)}
+    share = 1.0 if name == "sft" else 0.5  # equal passes over equal answers: the base model's, and for a policy SFT's
+    seconds |= {"base model": readings * share, "KL to SFT": readings * (1 - share)}
     drawn = [row for row in rows if row["answer"] != "greedy"]
     judge = make_judge(params.preferences.judge)
     judge(["warm"], ["up"])

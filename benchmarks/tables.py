@@ -188,10 +188,10 @@ def evaluation(result: dict[str, Any]) -> str:
     models, report = result.get("models"), result.get("report")
     for name, phases in sorted(models["seconds"].items() if models else ()):
         made = phases["sampled answers"]
-        scoring = sum(phases[part] for part in ("policy and SFT", "reward model", "judge"))
+        scoring = sum(phases[part] for part in ("KL to SFT", "reward model", "judge"))
         rows.append(f"| {name}: {models['answers']} sampled answers | {made:.1f} | | |")
         rows.append(f"| {name}: scoring them | {scoring:.1f} | **{scoring / made:.2f}** | 0.7 |")
-        for part in ("policy and SFT", "reward model", "judge", "base model", "greedy answers", "demonstrations", "phrasings"):
+        for part in ("KL to SFT", "reward model", "judge", "base model", "greedy answers", "demonstrations", "phrasings"):
             rows.append(f"| {name}: {part} | {phases[part]:.1f} | {phases[part] / made:.2f} | |")
     if report:
         rows.append(

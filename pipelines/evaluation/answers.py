@@ -68,20 +68,18 @@ def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str
     greedy = [] if job.brief else work.drawn(policy, asked, seeds=None)
     seeds = [seed_for(job.seed, "evaluate", prompt.id, letter) for prompt in prompts for letter in letters]
     drawn = work.drawn(policy, repeated, seeds)
-
-    # 2. the policy's own log-probability and entropy, by the same computation as the reference's (so KL(sft, sft) is 0)
-    own = work.scored(policy, drawn, job.generation.temperature)
     del policy
 
-    # 3. the SFT model's log-probability of the same answers
+    # 2. the SFT model's log-probability of the same answers; the policy's own came with them (so KL(sft, sft) is 0)
+    own = [answer.own for answer in drawn]
     sft = own
     if job.policy != job.sft:
         sft = work.scored(load_causal_lm(job.sft, worker.device), drawn, job.generation.temperature)
 
-    # 4. the base model's, as a reader of English that no preference has touched
+    # 3. the base model's, as a reader of English that no preference has touched
     base = [] if job.brief else work.scored(load_causal_lm(job.base, worker.device), drawn, temperature=1.0)
 
-    # 5. the reward model's score
+    # 4. the reward model's score
     rewards = work.rewarded(load_members(job.reward, job.sft, worker.device), drawn)
 
     rows = []
@@ -108,24 +106,25 @@ def as_table(rows: list[dict[str, Any]], judge: Callable[[list[str], list[str]],
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """One sampled answer: its tokens with EOS where it was emitted."""
-
-    tokens: list[int]
-    ended: bool
-
-    @property
-    def text_tokens(self) -> int:
-        """Tokens before EOS."""
-        return len(self.tokens) - int(self.ended)
-
-
-@dataclass(frozen=True)
 class _Scored:
     """Log-probability and entropy of each token of an answer, in nats."""
 
     logprobs: list[float]
     entropies: list[float]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One answer: its tokens with EOS where it was emitted, and what the model that gave it says of them."""
+
+    tokens: list[int]
+    ended: bool
+    own: _Scored
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens before EOS."""
+        return len(self.tokens) - int(self.ended)
 
 
 class _Work:
@@ -134,7 +133,7 @@ class _Work:
     def __init__(self, job: Job, worker: Worker, asked: list[list[int]], repeated: list[list[int]], tokenizer: Any) -> None:
         self.job, self.worker, self.repeated, self.tokenizer = job, worker, repeated, tokenizer
         self.size = job.generation.batch_size
-        passes = (4 if job.policy == job.sft else 5) - job.brief
+        passes = (3 if job.policy == job.sft else 4) - job.brief
         greedy = 0 if job.brief else math.ceil(len(asked) / self.size)
         self.done, self.total = 0, greedy + passes * math.ceil(len(repeated) / self.size)
 
@@ -145,8 +144,10 @@ class _Work:
             eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
             prompts = [asked[row] for row in rows]
             row_seeds = [seeds[row] for row in rows] if seeds else []
-            made = sample(model, eos, pad, prompts, self.job.generation, row_seeds, self.job.precision, greedy=not seeds)
-            return [_Drawn(tokens, ended) for tokens, ended in zip(made.tokens, made.ended, strict=True)]
+            how = self.job.generation, row_seeds, self.job.precision
+            made = sample(model, eos, pad, prompts, *how, greedy=not seeds, read=True)
+            own = [_Scored([logp for logp, _ in row], [entropy for _, entropy in row]) for row in made.read]
+            return [_Drawn(*answer) for answer in zip(made.tokens, made.ended, own, strict=True)]
 
         return self._batched([len(prompt) for prompt in asked], draw, "greedy answers" if seeds is None else "sampled answers")
 

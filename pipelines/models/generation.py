@@ -7,8 +7,8 @@ Axes: B rows of a batch, T tokens, N answer tokens of a batch, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -42,6 +42,8 @@ class Answers:
     """Of each token at the sampling temperature; of the argmax at temperature 1 when greedy."""
     ended: list[bool]
     """Whether the answer ended by itself, with EOS."""
+    read: list[list[tuple[float, float]]] = field(default_factory=list)
+    """Where asked for, of each token: its log-probability under the model alone, before top-k and penalties, and the entropy."""
 
 
 @torch.no_grad()
@@ -54,21 +56,30 @@ def sample(
     seeds: Sequence[int],
     precision: Precision,
     greedy: bool = False,
+    read: bool = False,
 ) -> Answers:
-    """Answer every prompt; row i draws from ``seeds[i]`` alone. Prompts of like length share a batch."""
+    """Answer every prompt; row i draws from ``seeds[i]`` alone. Prompts of like length share a batch.
+
+    With ``read`` the model's own log-probabilities and entropies come with the answers, without another pass over them.
+    """
     check_prompts(model, prompts, generation)
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-    answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
+    answers: list[list[_Token]] = [[]] * len(prompts)
     with half_linears(model, precision), autocast(precision, device.type):
         for start in range(0, len(order), generation.batch_size):
             chosen = order[start : start + generation.batch_size]
             uniforms = None if greedy else _uniforms([seeds[row] for row in chosen], generation.max_new_tokens).to(device)
             batch = [prompts[row] for row in chosen]
-            for row, answer in zip(chosen, _answer(model, eos_token_id, pad_token_id, batch, generation, uniforms), strict=True):
+            made = _answer(model, eos_token_id, pad_token_id, batch, generation, uniforms, read)
+            for row, answer in zip(chosen, made, strict=True):
                 answers[row] = answer
-    tokens, logprobs = [answer[0] for answer in answers], [answer[1] for answer in answers]
-    return Answers(tokens, logprobs, [answer[-1] == eos_token_id for answer in tokens])
+    return Answers(
+        tokens=[[one.token for one in answer] for answer in answers],
+        logprobs=[[one.logprob for one in answer] for answer in answers],
+        ended=[answer[-1].token == eos_token_id for answer in answers],
+        read=[[(one.own, one.entropy) for one in answer if read] for answer in answers],
+    )
 
 
 @torch.no_grad()
@@ -109,6 +120,15 @@ def batches_of_like_length(lengths: Sequence[int], batch_size: int) -> Iterator[
         yield order[start : start + batch_size]
 
 
+class _Token(NamedTuple):
+    """A token as it was drawn, and as the model alone has it (the latter where asked for, else 0)."""
+
+    token: int
+    logprob: float
+    own: float = 0.0
+    entropy: float = 0.0
+
+
 def _answer(
     model: Any,
     eos_token_id: int,
@@ -116,13 +136,14 @@ def _answer(
     prompts: Sequence[Sequence[int]],
     generation: Generation,
     uniforms: torch.Tensor | None,
-) -> list[tuple[list[int], list[float]]]:
+    read: bool,
+) -> list[list[_Token]]:
     """One batch, token by token with a key-value cache; rows that have ended leave it. ``uniforms`` [B, T], None = greedy."""
     ids, mask = (part.to(next(model.parameters()).device) for part in left_pad(prompts, pad_token_id))
     padded = bool((mask == 0).any())
     positions = mask.cumsum(-1) - mask
     cache = DynamicCache()
-    answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
+    answers: list[list[_Token]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     shaping = _shaping(generation, ids, eos_token_id, greedy=uniforms is None)
     seen = torch.where(mask.bool(), ids, ids[:, -1:])  # no padding: how much of it a row has depends on the rows beside it
@@ -134,14 +155,15 @@ def _answer(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        logits = shaping(seen, head(model)(states).float())  # type: ignore[arg-type]  # they want a LongTensor
+        plain = head(model)(states).float()
+        logits = shaping(seen, plain)  # type: ignore[arg-type]  # they want a LongTensor
         if uniforms is None:
             chosen, tokens = torch.log_softmax(logits, dim=-1).max(-1)
         else:
             tokens, chosen = _draw(logits / generation.temperature, uniforms[alive, step])
-        for row, token, logp in zip(alive, tokens.tolist(), chosen.tolist(), strict=True):
-            answers[row][0].append(token)
-            answers[row][1].append(logp)
+        parts = [tokens, chosen, *(_read(plain / generation.temperature, tokens) if read else ())]
+        for row, *token in zip(alive, *(part.tolist() for part in parts), strict=True):
+            answers[row].append(_Token(*token))
         stay = (tokens != eos_token_id).nonzero().squeeze(-1)
         if len(stay) == 0:
             break
@@ -186,6 +208,12 @@ def _draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, t
     token = (block * BLOCK + _first_beyond(inside, wanted - before)).clamp(max=logits.shape[-1] - 1)
     logps = logits.gather(-1, token) - high - sums[:, -1:].log()
     return token.squeeze(-1), logps.squeeze(-1).float()
+
+
+def _read(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of ``tokens`` [B] and entropies [B], in nats; logits [B, V]."""
+    logps = torch.log_softmax(logits, dim=-1)
+    return logps.gather(-1, tokens[:, None]).squeeze(-1), -torch.linalg.vecdot(logps.exp(), logps)
 
 
 def _first_beyond(cumulated: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

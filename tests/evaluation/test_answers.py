@@ -62,9 +62,9 @@ def test_rows_are_whole_and_in_the_order_of_the_prompts(job: Job, tmp_path: Path
     assert (
         table.loc[table["answer"] != "greedy", ["reward", "logprob", "logprob_sft", "base_nll", "entropy"]].notna().all(axis=None)
     )
-    lines, _ = read_from(tmp_path / "journal", 0)  # 4 greedy rows in 2 batches; 12 rows in 4 batches, five times
-    assert [line["step"] for line in lines] == list(range(1, 23))
-    assert {line["total"] for line in lines} == {22}
+    lines, _ = read_from(tmp_path / "journal", 0)  # 4 greedy rows in 2 batches; 12 rows in 4 batches, four times
+    assert [line["step"] for line in lines] == list(range(1, 19))
+    assert {line["total"] for line in lines} == {18}
 
 
 def test_the_answers_do_not_depend_on_the_shards(job: Job) -> None:
@@ -78,14 +78,14 @@ def test_the_answers_do_not_depend_on_the_shards(job: Job) -> None:
 
 
 def test_every_policy_draws_from_the_same_seeds(job: Job) -> None:
-    """The SFT model under another name gives SFT's answers, and its KL to SFT is 0 by measurement."""
+    """The SFT model under another name gives SFT's answers, and its KL to SFT is 0 but for rounding."""
     as_sft = answer(replace(job, policy=job.sft), PROMPTS, _worker())
     twin = job.sft.parent / "twin"
     model_folder(twin, seed=1)
     as_policy = answer(replace(job, policy=twin), PROMPTS, _worker())
     assert [row["text"] for row in as_policy] == [row["text"] for row in as_sft]
     drawn = [row for row in as_policy if row["answer"] != "greedy"]
-    assert all(row["logprob"] == row["logprob_sft"] for row in drawn)
+    assert [row["logprob"] for row in drawn] == pytest.approx([row["logprob_sft"] for row in drawn], abs=1e-4)
 
 
 def test_sums_are_those_of_one_plain_forward_pass(job: Job) -> None:

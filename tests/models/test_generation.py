@@ -98,6 +98,15 @@ def test_logprobs_and_entropy_against_the_whole_model(model: LlamaForCausalLM) -
     torch.testing.assert_close(entropies[1].double(), -(expected.exp() * expected).sum(-1), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"repetition_penalty": 5.0}, {"min_new_tokens": 6}])
+def test_what_is_read_while_sampling_is_the_models_own(model: LlamaForCausalLM, changes: dict[str, float]) -> None:
+    """Whatever the settings make of the draw: as one pass over the answers has it."""
+    answers = sample(model, EOS, PAD, PROMPTS, generation(**changes), SEEDS, "float32", read=True)
+    passes = response_logprobs(model, PROMPTS, answers.tokens, 0.8, "float32", batch_size=3)
+    for row, *recomputed in zip(answers.read, *passes, strict=True):
+        torch.testing.assert_close(torch.tensor(row).T, torch.stack(recomputed), atol=3e-6, rtol=0)
+
+
 def test_sampled_frequencies_follow_the_distribution(model: LlamaForCausalLM) -> None:
     """First tokens of 4,000 answers: each frequency within 4 standard errors of its probability."""
     count = 4000
