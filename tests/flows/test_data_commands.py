@@ -15,7 +15,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import external
-from flows.__main__ import FORMATS, parser
+from flows.__main__ import parser
+from flows.pipeline_commands import FORMATS
 from pipelines.__main__ import run_command
 from pipelines.config.data import Format
 from pipelines.data.tables import write_table

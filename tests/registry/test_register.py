@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import _folder_of_version, parser
+from flows.__main__ import parser
 from flows.environment import free_port
+from flows.pipeline_commands import _folder_of_version
 from pipelines.errors import ConfigurationError, DataError
 from tasks import locks, registry
 from tests.project import Project
