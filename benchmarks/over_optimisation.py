@@ -30,7 +30,7 @@ PPO: dict[str, Any] = {
     "micro_batch_size": 16,
     "mini_batch_size": 8,
     "beta": 0.001,
-    "snapshot_every": 5,
+    "snapshot_every": 10,
 }
 """48 prompts give some 200 pairs; with so small a beta nothing but the learning rate holds the policy back."""
 
