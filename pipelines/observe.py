@@ -100,7 +100,7 @@ class Models:
         return found, self._embedded(asked, answers)
 
     def _logprobs(self, model: Any, asked: list[list[int]], answers: list[list[int]]) -> Floats:
-        logprobs, _ = response_logprobs(model, asked, answers, 1.0, "float32", BATCH)
+        logprobs = response_logprobs(model, asked, answers, 1.0, "float32", BATCH)
         return np.array([float(row.sum()) for row in logprobs])
 
     def _embedded(self, asked: list[list[int]], answers: list[list[int]]) -> Floats:

@@ -20,6 +20,7 @@ from pipelines.data.tokens import decode, encode_prompts
 from pipelines.evaluation.comparison import GREEDY, answer_letters
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.models.generation import batches_of_like_length, response_logprobs, sample
+from pipelines.models.halves import half_linears
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.reward import RewardModel, load_members, score_members
 
@@ -71,8 +72,7 @@ def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str
     del policy
 
     # 2. the SFT model's log-probability of the same answers; the policy's own came with them (so KL(sft, sft) is 0)
-    own = [answer.own for answer in drawn]
-    sft = own
+    sft = [answer.logprobs for answer in drawn]
     if job.policy != job.sft:
         sft = work.scored(load_causal_lm(job.sft, worker.device), drawn, job.generation.temperature)
 
@@ -89,10 +89,10 @@ def answer(job: Job, prompts: Sequence[Prompt], worker: Worker) -> list[dict[str
         for i, letter in enumerate(letters, start=index * len(letters)):
             scores = {
                 "reward": rewards[i],
-                "logprob": math.fsum(own[i].logprobs),
-                "logprob_sft": math.fsum(sft[i].logprobs),
-                "base_nll": NAN if job.brief else -math.fsum(base[i].logprobs[: drawn[i].text_tokens]),
-                "entropy": math.fsum(own[i].entropies) / len(own[i].entropies),
+                "logprob": math.fsum(drawn[i].logprobs),
+                "logprob_sft": math.fsum(sft[i]),
+                "base_nll": NAN if job.brief else -math.fsum(base[i][: drawn[i].text_tokens]),
+                "entropy": math.fsum(drawn[i].entropies) / len(drawn[i].entropies),
             }
             rows.append(_row(prompt, letter, drawn[i], tokenizer) | scores)
     return rows
@@ -106,20 +106,13 @@ def as_table(rows: list[dict[str, Any]], judge: Callable[[list[str], list[str]],
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """Log-probability and entropy of each token of an answer, in nats."""
-
-    logprobs: list[float]
-    entropies: list[float]
-
-
-@dataclass(frozen=True)
 class _Drawn:
-    """One answer: its tokens with EOS where it was emitted, and what the model that gave it says of them."""
+    """One answer: its tokens with EOS where it was emitted; their log-probabilities and entropies, in nats."""
 
     tokens: list[int]
     ended: bool
-    own: _Scored
+    logprobs: list[float]
+    entropies: list[float]
 
     @property
     def text_tokens(self) -> int:
@@ -146,20 +139,20 @@ class _Work:
             row_seeds = [seeds[row] for row in rows] if seeds else []
             how = self.job.generation, row_seeds, self.job.precision
             made = sample(model, eos, pad, prompts, *how, greedy=not seeds, read=True)
-            own = [_Scored([logp for logp, _ in row], [entropy for _, entropy in row]) for row in made.read]
-            return [_Drawn(*answer) for answer in zip(made.tokens, made.ended, own, strict=True)]
+            return [_Drawn(*answer) for answer in zip(made.tokens, made.ended, made.own, made.entropies, strict=True)]
 
         return self._batched([len(prompt) for prompt in asked], draw, "greedy answers" if seeds is None else "sampled answers")
 
-    def scored(self, model: Any, drawn: list[_Drawn], temperature: float) -> list[_Scored]:
-        """What a language model says of the answers."""
+    def scored(self, model: Any, drawn: list[_Drawn], temperature: float) -> list[list[float]]:
+        """The log-probability that a language model gives each token of the answers, in nats."""
 
-        def read(rows: list[int]) -> list[_Scored]:
+        def read(rows: list[int]) -> list[list[float]]:
             asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
-            logprobs, entropies = response_logprobs(model, asked, answers, temperature, self.job.precision, self.size)
-            return [_Scored(lp.tolist(), h.tolist()) for lp, h in zip(logprobs, entropies, strict=True)]
+            found = response_logprobs(model, asked, answers, temperature, self.job.precision, self.size)
+            return [logprobs.tolist() for logprobs in found]
 
-        return self._batched(self._lengths(drawn), read, "log-probabilities")
+        with half_linears(model, self.job.precision):  # once, not a batch at a time
+            return self._batched(self._lengths(drawn), read, "log-probabilities")
 
     def rewarded(self, members: list[RewardModel], drawn: list[_Drawn]) -> list[float]:
         """The reward model's scores of the answers; an ensemble's mean."""

@@ -38,7 +38,7 @@ def read_texts(job: Job, texts: Sequence[tuple[str, str]], worker: Worker) -> li
     tokenizer, model = load_tokenizer(job.model), load_causal_lm(job.model, worker.device)
     read = [tokens_of(tokenizer, prompt, answer, context_of(model)) for prompt, answer in texts]
     prompts, answers = [tokens[0] for tokens in read], [tokens[1] for tokens in read]
-    logprobs, _ = response_logprobs(model, prompts, answers, 1.0, job.precision, job.batch_size)
+    logprobs = response_logprobs(model, prompts, answers, 1.0, job.precision, job.batch_size)
     worker.journal.log(1, 1, note="held-out texts")
     return [(-math.fsum(row.tolist()), len(row)) for row in logprobs]
 

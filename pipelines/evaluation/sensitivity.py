@@ -61,7 +61,7 @@ def ask(job: Job, intents: Sequence[list[str]], worker: Worker) -> list[float]:
     groups = [(phrasings, [next(answers) for _ in phrasings]) for phrasings in kept]
     prompts = [prompt for phrasings, own in groups for prompt in phrasings for _ in own]
     read = [answer for phrasings, own in groups for _ in phrasings for answer in own]
-    logprobs, _ = response_logprobs(model, prompts, read, 1.0, job.precision, size)
+    logprobs = response_logprobs(model, prompts, read, 1.0, job.precision, size)
     sums = iter([math.fsum(row.tolist()) for row in logprobs])
     for phrasings, own in groups:
         table = [[next(sums) for _ in own] for _ in phrasings]

@@ -157,7 +157,7 @@ def _references(job: Job, rows: Sequence[Row], worker: Worker) -> list[dict[str,
 
 def _logprobs(job: Job, model: Any, read: Sequence[Tokens]) -> list[list[float]]:
     prompts, answers = [asked for asked, _ in read], [answer for _, answer in read]
-    logprobs, _ = response_logprobs(model, prompts, answers, 1.0, job.precision, job.generation.batch_size)
+    logprobs = response_logprobs(model, prompts, answers, 1.0, job.precision, job.generation.batch_size)
     return [row.tolist() for row in logprobs]
 
 

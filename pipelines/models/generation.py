@@ -24,7 +24,7 @@ from pipelines.data.tokens import left_pad
 from pipelines.errors import DataError
 from pipelines.models.halves import half_linears
 from pipelines.models.loading import autocast
-from pipelines.models.policy import head, pack, response_states, token_logprobs_and_entropies, trunk
+from pipelines.models.policy import head, pack, response_states, token_logprobs, trunk
 from pipelines.models.soft_prompt import room
 
 BLOCK = 256
@@ -42,8 +42,10 @@ class Answers:
     """Of each token at the sampling temperature; of the argmax at temperature 1 when greedy."""
     ended: list[bool]
     """Whether the answer ended by itself, with EOS."""
-    read: list[list[tuple[float, float]]] = field(default_factory=list)
-    """Where asked for, of each token: its log-probability under the model alone, before top-k and penalties, and the entropy."""
+    own: list[list[float]] = field(default_factory=list)
+    """Where asked for, each token's log-probability under the model alone, before top-k and penalties."""
+    entropies: list[list[float]] = field(default_factory=list)
+    """Where asked for, of the model's distribution at each token."""
 
 
 @torch.no_grad()
@@ -78,7 +80,8 @@ def sample(
         tokens=[[one.token for one in answer] for answer in answers],
         logprobs=[[one.logprob for one in answer] for answer in answers],
         ended=[answer[-1].token == eos_token_id for answer in answers],
-        read=[[(one.own, one.entropy) for one in answer if read] for answer in answers],
+        own=[[one.own for one in answer] for answer in answers if read],
+        entropies=[[one.entropy for one in answer] for answer in answers if read],
     )
 
 
@@ -90,27 +93,21 @@ def response_logprobs(
     temperature: float,
     precision: Precision,
     batch_size: int,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Log-probability and entropy of every answer token: two lists of [tokens of the answer] tensors on the CPU.
+) -> list[torch.Tensor]:
+    """Log-probability of every answer token: a list of [tokens of the answer] tensors on the CPU.
 
     The logits are divided by ``temperature``, as they were when the answers were sampled.
     """
     device = next(model.parameters()).device
     logprobs: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-    entropies: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-    for chosen in batches_of_like_length([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], batch_size):
-        packed = pack([prompts[row] for row in chosen], [answers[row] for row in chosen], device)
-        with autocast(precision, device.type):
-            states = response_states(model, packed)
-            parts = [
-                token_logprobs_and_entropies(model, states_n, targets_n, temperature)
-                for states_n, targets_n in zip(states.split(LOGITS_AT_ONCE), packed.targets.split(LOGITS_AT_ONCE), strict=True)
-            ]
-        for into, index in ((logprobs, 0), (entropies, 1)):
-            whole = torch.cat([part[index] for part in parts]).cpu()
-            for row, values in zip(chosen, whole.split(packed.lengths), strict=True):
-                into[row] = values
-    return logprobs, entropies
+    with half_linears(model, precision), autocast(precision, device.type):
+        for chosen in batches_of_like_length([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], batch_size):
+            packed = pack([prompts[row] for row in chosen], [answers[row] for row in chosen], device)
+            states, targets = response_states(model, packed).split(LOGITS_AT_ONCE), packed.targets.split(LOGITS_AT_ONCE)
+            parts = [token_logprobs(model, *part, temperature) for part in zip(states, targets, strict=True)]
+            for row, values in zip(chosen, torch.cat(parts).cpu().split(packed.lengths), strict=True):
+                logprobs[row] = values
+    return logprobs
 
 
 def batches_of_like_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -83,28 +83,34 @@ def test_pad_equal_to_eos_changes_nothing(model: LlamaForCausalLM) -> None:
 
 def test_logprobs_of_sampling_and_of_one_pass_agree(model: LlamaForCausalLM) -> None:
     answers = sample(model, EOS, PAD, PROMPTS, generation(), SEEDS, "float32")
-    logprobs, _ = response_logprobs(model, PROMPTS, answers.tokens, 0.8, "float32", batch_size=3)
+    logprobs = response_logprobs(model, PROMPTS, answers.tokens, 0.8, "float32", batch_size=3)
     for sampled, recomputed in zip(answers.logprobs, logprobs, strict=True):
         torch.testing.assert_close(torch.tensor(sampled), recomputed, atol=2e-6, rtol=0)
 
 
-def test_logprobs_and_entropy_against_the_whole_model(model: LlamaForCausalLM) -> None:
-    """Oracle: the model's own logits of one unpadded row, log_softmax and the entropy's definition in float64."""
+def test_logprobs_against_the_whole_model(model: LlamaForCausalLM) -> None:
+    """Oracle: the model's own logits of one unpadded row and log_softmax in float64."""
     prompt, answer = [4, 5, 1], [7, 3, EOS]
-    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, 2:5].double() / 0.8
-    expected = torch.log_softmax(logits, -1)
-    logprobs, entropies = response_logprobs(model, [[9], prompt], [[8], answer], 0.8, "float32", batch_size=2)
-    torch.testing.assert_close(logprobs[1].double(), expected[range(3), answer], atol=2e-6, rtol=0)
-    torch.testing.assert_close(entropies[1].double(), -(expected.exp() * expected).sum(-1), atol=2e-6, rtol=0)
+    expected = _whole(model, prompt, answer)[range(3), answer]
+    logprobs = response_logprobs(model, [[9], prompt], [[8], answer], 0.8, "float32", batch_size=2)
+    torch.testing.assert_close(logprobs[1].double(), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"repetition_penalty": 5.0}, {"min_new_tokens": 6}])
 def test_what_is_read_while_sampling_is_the_models_own(model: LlamaForCausalLM, changes: dict[str, float]) -> None:
-    """Whatever the settings make of the draw: as one pass over the answers has it."""
-    answers = sample(model, EOS, PAD, PROMPTS, generation(**changes), SEEDS, "float32", read=True)
-    passes = response_logprobs(model, PROMPTS, answers.tokens, 0.8, "float32", batch_size=3)
-    for row, *recomputed in zip(answers.read, *passes, strict=True):
-        torch.testing.assert_close(torch.tensor(row).T, torch.stack(recomputed), atol=3e-6, rtol=0)
+    """Whatever the settings make of the draw: the whole model's log-probabilities and entropies in float64."""
+    drawn = sample(model, EOS, PAD, PROMPTS, generation(**changes), SEEDS, "float32", read=True)
+    for prompt, tokens, own, entropies in zip(PROMPTS, drawn.tokens, drawn.own, drawn.entropies, strict=True):
+        expected = _whole(model, prompt, tokens)
+        torch.testing.assert_close(torch.tensor(own).double(), expected[range(len(tokens)), tokens], atol=3e-6, rtol=0)
+        torch.testing.assert_close(torch.tensor(entropies).double(), -(expected.exp() * expected).sum(-1), atol=3e-6, rtol=0)
+
+
+def _whole(model: LlamaForCausalLM, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """Log-probabilities [T, V] at temperature 0.8 of one unpadded row."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits.double() / 0.8, -1)
 
 
 def test_sampled_frequencies_follow_the_distribution(model: LlamaForCausalLM) -> None:
@@ -163,7 +169,7 @@ def test_runs_in_both_precisions_and_with_an_adapter(model: LlamaForCausalLM, pr
     if adapter:
         subject = get_peft_model(subject, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     answers = sample(subject, EOS, PAD, PROMPTS, generation(), SEEDS, precision)
-    logprobs, _ = response_logprobs(subject, PROMPTS, answers.tokens, 0.8, precision, batch_size=4)
+    logprobs = response_logprobs(subject, PROMPTS, answers.tokens, 0.8, precision, batch_size=4)
     gap = max((torch.tensor(a) - b).abs().max().item() for a, b in zip(answers.logprobs, logprobs, strict=True))
     assert gap < (2e-6 if precision == "float32" else 0.1)
 

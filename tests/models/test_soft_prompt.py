@@ -67,7 +67,7 @@ def test_a_cache_and_padding_change_nothing() -> None:
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt + answer[:place]])).logits[0, -1]
             assert int(logits.argmax()) == token
-    found, _ = response_logprobs(model, prompts, drawn.tokens, 1.0, "float32", 2)
+    found = response_logprobs(model, prompts, drawn.tokens, 1.0, "float32", 2)
     for mine, theirs in zip(found, drawn.logprobs, strict=True):
         assert mine.tolist() == pytest.approx(theirs, abs=1e-5)
 

@@ -33,7 +33,7 @@ def _job(folder: Path, name: str = "run", **some: Any) -> dpo.Job:
 def _logps(folder: Path, rows: list[Row], side: str) -> np.ndarray:
     """Log-probability of each answer under a model folder, by our own code: [B]."""
     prompts, answers = [row["prompt_ids"] for row in rows], [row[side] for row in rows]
-    values, _ = response_logprobs(load_causal_lm(folder), prompts, answers, 1.0, "float32", 4)
+    values = response_logprobs(load_causal_lm(folder), prompts, answers, 1.0, "float32", 4)
     return np.array([float(value.sum()) for value in values])
 
 

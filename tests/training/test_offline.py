@@ -62,7 +62,7 @@ def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, method: str, 
 def _logps(folder: Path, rows: list[dict[str, Any]], side: str) -> np.ndarray:
     """Log-probability of each answer under a model folder, by our own code: [B]."""
     answers = [row[side] for row in rows]
-    values, _ = response_logprobs(load_causal_lm(folder), [row["prompt_ids"] for row in rows], answers, 1.0, "float32", 4)
+    values = response_logprobs(load_causal_lm(folder), [row["prompt_ids"] for row in rows], answers, 1.0, "float32", 4)
     return np.array([float(value.sum()) for value in values])
 
 

@@ -104,7 +104,7 @@ def make_folder(folder: Path, hidden: int = 32, layers: int = 1) -> Path:
 def distribution(folder: Path) -> torch.Tensor:
     """The probabilities [64] that a model gives to the sequences."""
     model = load_causal_lm(folder)
-    logprobs, _ = response_logprobs(model, [PROMPT] * len(SEQUENCES), SEQUENCES, 1.0, "float32", len(SEQUENCES))
+    logprobs = response_logprobs(model, [PROMPT] * len(SEQUENCES), SEQUENCES, 1.0, "float32", len(SEQUENCES))
     return torch.stack([row.double().sum() for row in logprobs]).exp()
 
 
