@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # a user's own pip settings stay in force; the constraints pin every package, also those of our dependencies
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# a process a core, a file of tests to each at a time
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+# a process a core, a file of tests to each at a time, in the order of tests/conftest.py
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-all check ui clean install
 

@@ -7,6 +7,7 @@ These machines are sometimes several times slower than at other times.
 import os
 import signal
 
+import pytest
 from hypothesis import settings
 
 from pipelines.__main__ import DEFAULTS
@@ -16,3 +17,22 @@ os.environ.update({**DEFAULTS, "GOMP_SPINCOUNT": "1000", **os.environ})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+LONGEST = (
+    "training/test_toy.py",
+    "end_to_end/test_tiny.py",
+    "serving/test_serve.py",
+    "end_to_end/",
+    "adapters/test_cluster.py",
+    "registry/test_crashes.py",
+    "diagnosis/test_faults.py",
+    "training/test_sharding.py",
+    "training/test_ppo_resume.py",
+    "flows/test_train.py",
+    "registry/test_promotion.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take a minute or more come first: else one process works on the last of them while the other is idle."""
+    items.sort(key=lambda item: next((rank for rank, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
