@@ -34,7 +34,7 @@ def test_settings_of_benchmarks_are_valid(tmp_path: Path, monkeypatch: pytest.Mo
     iterate.configure(tmp_path, 1, 96)
     assert load(tmp_path / "params.yaml").policies["ppo"].steps == 24
     over_optimisation.write(tmp_path / "params.yaml")
-    assert load(tmp_path / "params.yaml").policies["ppo"].snapshot_every == 5
+    assert load(tmp_path / "params.yaml").policies["ppo"].snapshot_every == 10
     assert maxmin.settings(1).policies["maxmin"].rewards[0].kind == "maxmin"
     for prompt in soft_prompts.PROMPTS:
         for model in soft_prompts.SIZES:
