@@ -29,10 +29,11 @@ def facts(command: str) -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Write ``benchmarks/results/NAME.json`` and renew the tables in docs/."""
+    """Write ``benchmarks/results/NAME.json`` and renew the tables and figures in docs/."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "tables.py")], check=True)
+    for script in ("tables.py", "figures.py"):
+        subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], check=True)
 
 
 def code() -> str:

@@ -66,15 +66,16 @@ def write(path: Path) -> None:
 
 
 def record(seed: int) -> dict[str, Any]:
-    """One seed: the points and the fit of best-of-n and of the policy."""
+    """One seed: the points and the fit of best-of-n and of the policy, and how far SFT's answers spread."""
     artifacts = ROOT / ".runs" / "worktrees" / f"seed-{seed}" / "artifacts"
     report = json.loads((artifacts / "report" / "metrics.json").read_text(encoding="utf-8"))
-    rewards = pd.read_parquet(artifacts / "evaluations" / "sft" / "samples.parquet")["reward"].dropna()
+    answers = pd.read_parquet(artifacts / "evaluations" / "sft" / "samples.parquet")
+    spread = answers[answers["answer"] != "greedy"][["gold", "reward"]].std().to_dict()
     found = {}
     for name, model in {"best of n": report["sft"], **report["policies"]}.items():
         place = "sft" if name == "best of n" else name
         points = pd.read_csv(artifacts / "evaluations" / place / "optimisation.csv").to_dict("records")
-        found[name] = {"points": points, "fit": model["optimisation"], "reward_sd": float(rewards.std())}
+        found[name] = {"points": points, "fit": model["optimisation"], "sd": spread}
     return found
 
 

@@ -207,12 +207,12 @@ def over_optimisation(result: dict[str, Any]) -> str:
             "| fell by (standard errors) | fit alpha, beta | R2 |", "|" + "---|" * 8]  # fmt: skip
     for seed, run in _numbered(result["seeds"]):
         for name, found in run.items():
-            points, fit = found["points"], found["fit"]
+            points, fit, sd = found["points"], found["fit"], found["sd"]["reward"]
             first, last, peak = points[0], points[-1], max(points, key=lambda point: point["gold"])
             error = (peak["gold_se"] ** 2 + last["gold_se"] ** 2) ** 0.5
             fitted = f"{fit['alpha']:.3f}, {fit['beta']:.3f} | {fit['r2']:.2f}" if "alpha" in fit else "| "
             rows.append(
-                f"| {seed} | {name} | {first['reward'] / found['reward_sd']:.2f} → {last['reward'] / found['reward_sd']:.2f} "
+                f"| {seed} | {name} | {first['reward'] / sd:.2f} → {last['reward'] / sd:.2f} "
                 f"| {first['gold']:.3f} → {peak['gold']:.3f} → {last['gold']:.3f} | {peak['kl']:.1f} "
                 f"| {(peak['gold'] - last['gold']) / error:.1f} | {fitted} |"
             )

@@ -24,6 +24,16 @@ def test_tables_are_what_the_raw_results_say() -> None:
         assert tables.renewed(text) == text, f"{page.name}: run python benchmarks/tables.py"
 
 
+def test_figures_are_what_the_raw_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/figures holds exactly what benchmarks/figures.py draws of benchmarks/results."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    figures = importlib.import_module("figures")
+    drawn = figures.drawn()
+    assert set(figures.FOLDER.glob("*")) == set(drawn)
+    for path, svg in drawn.items():
+        assert path.read_text(encoding="utf-8") == svg, f"{path.name}: run python benchmarks/figures.py"
+
+
 def test_settings_of_benchmarks_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are put into recipes; a recipe or the configuration that changes would else show after hours of measuring."""
     from pipelines.config import Params, load
