@@ -124,11 +124,11 @@ class _Work:
     """Runs a model over rows in batches of like length, a line of the journal each; results in the order of the rows."""
 
     def __init__(self, job: Job, worker: Worker, asked: list[list[int]], repeated: list[list[int]], tokenizer: Any) -> None:
-        self.job, self.worker, self.repeated, self.tokenizer = job, worker, repeated, tokenizer
+        self.job, self.worker, self.asked, self.repeated, self.tokenizer = job, worker, asked, repeated, tokenizer
         self.size = job.generation.batch_size
-        passes = (3 if job.policy == job.sft else 4) - job.brief
-        greedy = 0 if job.brief else math.ceil(len(asked) / self.size)
-        self.done, self.total = 0, greedy + passes * math.ceil(len(repeated) / self.size)
+        of_prompts = (job.policy != job.sft) + (0 if job.brief else 2)
+        self.done = 0
+        self.total = of_prompts * math.ceil(len(asked) / self.size) + 2 * math.ceil(len(repeated) / self.size)
 
     def drawn(self, model: Any, asked: list[list[int]], seeds: list[int] | None) -> list[_Drawn]:
         """Answers to ``asked``: greedy without seeds."""
@@ -146,13 +146,17 @@ class _Work:
     def scored(self, model: Any, drawn: list[_Drawn], temperature: float) -> list[list[float]]:
         """The log-probability that a language model gives each token of the answers, in nats."""
 
-        def read(rows: list[int]) -> list[list[float]]:
+        each = len(drawn) // len(self.asked)
+
+        def read(prompts: list[int]) -> list[list[list[float]]]:
+            rows = [prompt * each + number for prompt in prompts for number in range(each)]
             asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
             found = response_logprobs(model, asked, answers, temperature, self.job.precision, self.size)
-            return [logprobs.tolist() for logprobs in found]
+            return [[one.tolist() for one in found[start : start + each]] for start in range(0, len(rows), each)]
 
         with half_linears(model, self.job.precision):  # once, not a batch at a time
-            return self._batched(self._lengths(drawn), read, "log-probabilities")
+            of_prompts = self._batched([len(prompt) for prompt in self.asked], read, "log-probabilities")
+        return [logprobs for answers in of_prompts for logprobs in answers]
 
     def rewarded(self, members: list[RewardModel], drawn: list[_Drawn]) -> list[float]:
         """The reward model's scores of the answers; an ensemble's mean."""
@@ -161,10 +165,8 @@ class _Work:
             asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
             return score_members(members, asked, answers, self.size, self.job.precision).mean(0).tolist()
 
-        return self._batched(self._lengths(drawn), judge, "reward model")
-
-    def _lengths(self, drawn: list[_Drawn]) -> list[int]:
-        return [len(asked) + len(answer.tokens) for asked, answer in zip(self.repeated, drawn, strict=True)]
+        lengths = [len(asked) + len(answer.tokens) for asked, answer in zip(self.repeated, drawn, strict=True)]
+        return self._batched(lengths, judge, "reward model")
 
     def _batched(self, lengths: list[int], function: Callable[[list[int]], list[T]], note: str) -> list[T]:
         results: dict[int, T] = {}

@@ -6,6 +6,7 @@ Axes: B rows of a batch, T tokens, N answer tokens of a batch, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,13 +21,16 @@ from transformers import (
 )
 
 from pipelines.config import Generation, Precision
-from pipelines.data.tokens import left_pad
+from pipelines.data.tokens import left_pad, right_pad
 from pipelines.errors import DataError
-from pipelines.models.halves import half_linears
+from pipelines.models.halves import half_linears, packed_linears
 from pipelines.models.loading import autocast
 from pipelines.models.policy import head, pack, response_states, token_logprobs, trunk
 from pipelines.models.soft_prompt import room
 
+_Rows = Sequence[Sequence[int]]
+_States = tuple[list[int], torch.Tensor, torch.Tensor]
+"""Row numbers, and in their order the states [N, H] from which the answers' tokens are predicted, and these tokens [N]."""
 BLOCK = 256
 LOGITS_AT_ONCE = 1024
 """Answer tokens whose logits are held at a time: 200 MB at a vocabulary of 49,152."""
@@ -68,7 +72,7 @@ def sample(
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: list[list[_Token]] = [[]] * len(prompts)
-    with half_linears(model, precision), autocast(precision, device.type):
+    with half_linears(model, precision), packed_linears(model), autocast(precision, device.type):
         for start in range(0, len(order), generation.batch_size):
             chosen = order[start : start + generation.batch_size]
             uniforms = None if greedy else _uniforms([seeds[row] for row in chosen], generation.max_new_tokens).to(device)
@@ -96,18 +100,83 @@ def response_logprobs(
 ) -> list[torch.Tensor]:
     """Log-probability of every answer token: a list of [tokens of the answer] tensors on the CPU.
 
-    The logits are divided by ``temperature``, as they were when the answers were sampled.
+    The logits are divided by ``temperature``, as they were when the answers were sampled. A prompt of several answers is read
+    once, whatever their order; ``batch_size`` is distinct prompts then, and answers.
     """
-    device = next(model.parameters()).device
     logprobs: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-    with half_linears(model, precision), autocast(precision, device.type):
-        for chosen in batches_of_like_length([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], batch_size):
-            packed = pack([prompts[row] for row in chosen], [answers[row] for row in chosen], device)
-            states, targets = response_states(model, packed).split(LOGITS_AT_ONCE), packed.targets.split(LOGITS_AT_ONCE)
-            parts = [token_logprobs(model, *part, temperature) for part in zip(states, targets, strict=True)]
-            for row, values in zip(chosen, torch.cat(parts).cpu().split(packed.lengths), strict=True):
+    read = _shared_states if len(set(map(tuple, prompts))) < len(prompts) else _joined_states
+    with half_linears(model, precision), autocast(precision, next(model.parameters()).device.type):
+        for chosen, states, targets in read(model, prompts, answers, batch_size):
+            pairs = zip(states.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
+            parts = torch.cat([token_logprobs(model, *pair, temperature) for pair in pairs]).cpu()
+            for row, values in zip(chosen, parts.split([len(answers[row]) for row in chosen]), strict=True):
                 logprobs[row] = values
     return logprobs
+
+
+def _joined_states(model: Any, prompts: _Rows, answers: _Rows, batch_size: int) -> Iterator[_States]:
+    """Every prompt with its answer behind it, in batches of like length."""
+    device = next(model.parameters()).device
+    for chosen in batches_of_like_length([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], batch_size):
+        packed = pack([prompts[row] for row in chosen], [answers[row] for row in chosen], device)
+        yield chosen, response_states(model, packed), packed.targets
+
+
+def _shared_states(model: Any, prompts: _Rows, answers: _Rows, batch_size: int) -> Iterator[_States]:
+    """Every distinct prompt once; each of its answers goes on from the keys and values that it left."""
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows_of.setdefault(tuple(prompt), []).append(row)
+    distinct = list(rows_of)
+    for read in batches_of_like_length([len(prompt) for prompt in distinct], batch_size):
+        rows = [row for place in read for row in rows_of[distinct[place]]]
+        places = [place for place, one in enumerate(read) for _ in rows_of[distinct[one]]]
+        first, cache, mask = _read_prompts(model, [distinct[place] for place in read], pad_token_id=0)
+        for some in batches_of_like_length([len(answers[row]) for row in rows], batch_size):
+            said = [answers[rows[i]] for i in some]
+            states = _continued(model, [places[i] for i in some], said, first, cache, mask)
+            row_N = torch.tensor([row for row, answer in enumerate(said) for _ in answer], device=first.device)
+            column_N = torch.tensor([column for answer in said for column in range(len(answer))], device=first.device)
+            targets = torch.tensor([token for answer in said for token in answer], device=first.device)
+            yield [rows[i] for i in some], states[row_N, column_N], targets
+
+
+def _continued(
+    model: Any, places: list[int], answers: _Rows, first: torch.Tensor, cache: DynamicCache, mask: torch.Tensor
+) -> torch.Tensor:
+    """The states [B, T, H] from which tokens of ``answers`` are predicted, each behind the prompt at its place of P.
+
+    ``first`` [P, H], ``cache`` and ``mask`` [P, prompt tokens] are what reading the prompts gave; they stay as they are.
+    """
+    index = torch.tensor(places, device=first.device)
+    ids, _ = right_pad([answer[:-1] for answer in answers], 0)
+    if ids.shape[1] == 0:
+        return first[index][:, None]
+    cache, mask = copy.deepcopy(cache), mask[index]
+    cache.batch_select_indices(index)
+    padded = bool((mask == 0).any())
+    states = trunk(model)(
+        input_ids=ids.to(first.device),
+        attention_mask=torch.cat([mask, mask.new_ones(ids.shape)], dim=-1) if padded else None,
+        position_ids=mask.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=first.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([first[index][:, None], states], dim=1)
+
+
+def _read_prompts(model: Any, prompts: _Rows, pad_token_id: int) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+    """The states [B, H] behind the prompts, the cache with their keys and values, and their mask [B, T], padded on the left."""
+    ids, mask = (part.to(next(model.parameters()).device) for part in left_pad(prompts, pad_token_id))
+    cache = DynamicCache()
+    states = trunk(model)(
+        input_ids=ids,
+        attention_mask=mask if bool((mask == 0).any()) else None,
+        position_ids=mask.cumsum(-1) - mask,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return states[:, -1], cache, mask
 
 
 def batches_of_like_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -135,23 +204,23 @@ def _answer(
     uniforms: torch.Tensor | None,
     read: bool,
 ) -> list[list[_Token]]:
-    """One batch, token by token with a key-value cache; rows that have ended leave it. ``uniforms`` [B, T], None = greedy."""
-    ids, mask = (part.to(next(model.parameters()).device) for part in left_pad(prompts, pad_token_id))
+    """One batch, token by token with a key-value cache; rows that have ended leave it. ``uniforms`` [B, T], None = greedy.
+
+    A prompt that several rows have is read once.
+    """
+    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    states, cache, mask = _read_prompts(model, list(distinct), pad_token_id)
+    index = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=states.device)
+    cache.batch_select_indices(index)
+    states, mask = states[index], mask[index]
     padded = bool((mask == 0).any())
-    positions = mask.cumsum(-1) - mask
-    cache = DynamicCache()
+    positions = mask.sum(-1, keepdim=True)
+    ids = left_pad(prompts, pad_token_id)[0].to(states.device)
     answers: list[list[_Token]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     shaping = _shaping(generation, ids, eos_token_id, greedy=uniforms is None)
     seen = torch.where(mask.bool(), ids, ids[:, -1:])  # no padding: how much of it a row has depends on the rows beside it
     for step in range(generation.max_new_tokens):
-        states = trunk(model)(
-            input_ids=ids,
-            attention_mask=mask if padded else None,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
         plain = head(model)(states).float()
         logits = shaping(seen, plain)  # type: ignore[arg-type]  # they want a LongTensor
         if uniforms is None:
@@ -162,16 +231,23 @@ def _answer(
         for row, *token in zip(alive, *(part.tolist() for part in parts), strict=True):
             answers[row].append(_Token(*token))
         stay = (tokens != eos_token_id).nonzero().squeeze(-1)
-        if len(stay) == 0:
+        if len(stay) == 0 or step + 1 == generation.max_new_tokens:
             break
         if len(stay) < len(alive):
             kept = stay.tolist()
             alive = [alive[place] for place in kept]
             cache.batch_select_indices(stay)
             mask, tokens, positions, seen = mask[stay], tokens[stay], positions[stay], seen[stay]
-        ids, positions = tokens[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
-        seen = torch.cat([seen, ids], dim=-1)
+        seen = torch.cat([seen, tokens[:, None]], dim=-1)
+        states = trunk(model)(
+            input_ids=tokens[:, None],
+            attention_mask=mask if padded else None,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        positions = positions + 1
     return answers
 
 

@@ -6,7 +6,7 @@ time of sampling, token by token, and a fifth of a training step with an adapter
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from pipelines.config import Precision
+
+PACKED_FROM = 2**16
+"""Weights of a layer."""
 
 
 @contextmanager
@@ -28,6 +31,39 @@ def half_linears(model: nn.Module, precision: Precision) -> Iterator[None]:
     finally:
         for layer, weight in zip(layers, whole, strict=True):
             layer.weight = weight
+
+
+@contextmanager
+def packed_linears(model: nn.Module) -> Iterator[None]:
+    """Keep the weights of a CPU's linear layers in the order in which oneDNN reads them, for the time of the block.
+
+    Without that, every product in bfloat16 puts all of its weights in order first: half of its time where rows are as few as
+    in sampling. In float32 another library's product takes twice as long for few rows. Not for training inside the block.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and _packs(m.weight)]
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = _packed(layer)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _packs(weight: torch.Tensor) -> bool:
+    """Whether there is such an order here, and the weights are enough (LoRA's are not) to gain from it."""
+    known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and known and weight.numel() >= PACKED_FROM
+
+
+def _packed(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+    kind, ordered = layer.weight.dtype, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+    bias = None if layer.bias is None else layer.bias.detach().to(kind)
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows.to(kind), ordered, bias, "none", [], "")
+
+    return product
 
 
 def halve_frozen(model: Any, precision: Precision) -> None:

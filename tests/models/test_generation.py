@@ -46,14 +46,14 @@ def test_positions_count_the_mask() -> None:
 
 
 def test_rows_that_have_ended_cost_nothing(model: LlamaForCausalLM) -> None:
-    """Every token that is drawn takes one row of one pass, and there are no other rows."""
+    """A row of a pass for each distinct prompt and for each token but an answer's last, and there are no other rows."""
     rows: list[int] = []
     handle = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     answers = sample(model, EOS, PAD, PROMPTS * 4, generation(batch_size=16), list(range(16)), "float32")
     handle.remove()
-    assert sum(rows) == sum(map(len, answers.tokens))
+    assert sum(rows) == len(PROMPTS) + sum(len(tokens) - 1 for tokens in answers.tokens)
     assert len({len(answer) for answer in answers.tokens}) > 1
 
 
@@ -86,6 +86,24 @@ def test_logprobs_of_sampling_and_of_one_pass_agree(model: LlamaForCausalLM) -> 
     logprobs = response_logprobs(model, PROMPTS, answers.tokens, 0.8, "float32", batch_size=3)
     for sampled, recomputed in zip(answers.logprobs, logprobs, strict=True):
         torch.testing.assert_close(torch.tensor(sampled), recomputed, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
+def test_a_prompt_of_several_answers_is_read_once(model: LlamaForCausalLM, batch_size: int) -> None:
+    """Oracle: every row alone. Prompts and answers of unequal length, out of order, one token among the answers."""
+    prompts = [PROMPTS[row % len(PROMPTS)] for row in range(12)]
+    answers = sample(model, EOS, PAD, prompts, generation(), list(range(12)), "float32").tokens
+    answers[5] = [7]
+    read: list[int] = []
+    handle = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    together = response_logprobs(model, prompts, answers, 0.8, "float32", batch_size)
+    handle.remove()
+    for prompt, answer, found in zip(prompts, answers, together, strict=True):
+        torch.testing.assert_close(found.double(), _whole(model, prompt, answer)[range(len(answer)), answer], atol=3e-6, rtol=0)
+    if batch_size == 1:
+        assert sum(read) == sum(map(len, PROMPTS)) + sum(len(answer) - 1 for answer in answers)
 
 
 def test_logprobs_against_the_whole_model(model: LlamaForCausalLM) -> None:

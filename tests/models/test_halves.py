@@ -1,4 +1,4 @@
-"""Rounding weights once gives what autocast gives, to the bit."""
+"""Rounding weights once gives what autocast gives, to the bit; so does putting them in order once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from pipelines.config import Sft
 from pipelines.models.adapters import add_adapter
-from pipelines.models.halves import half_linears, halve_frozen
+from pipelines.models.halves import half_linears, halve_frozen, packed_linears
 from pipelines.models.loading import autocast
 from tests.small import llama
 
@@ -49,3 +49,21 @@ def test_for_good_with_gradients_of_the_adapter() -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert model.get_base_model().model.embed_tokens.weight.dtype == torch.float32
     assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 40)])
+def test_packed_weights_give_the_same_products(precision: str, rows: tuple[int, ...]) -> None:
+    """With a bias and without; a layer too small to gain is left alone, and after the block all are as they were."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(256, 512), torch.nn.Linear(512, 256, bias=False), torch.nn.Linear(256, 4)]
+    model, given = torch.nn.Sequential(*layers), torch.randn(*rows, 256)
+    with half_linears(model, precision), autocast(precision, "cpu"):
+        expected = model(given)
+        with packed_linears(model):
+            found = model(given)
+            assert ["forward" in vars(layer) for layer in layers] == [True, True, False]
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=0 if precision == "bf16" else 1e-6)
+    assert not any("forward" in vars(layer) for layer in layers)
