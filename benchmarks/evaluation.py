@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from common import RESULTS, ROOT, facts, save
 
 sys.path.insert(0, str(ROOT))
 
+REPEATS = 3
 POLICIES, PROMPTS = 10, 334
 """Three sampled answers a prompt: 10,020 of the policies."""
 
@@ -65,7 +67,10 @@ def main() -> None:
 
 
 def model(artifacts: Path, name: str) -> dict[str, Any]:
-    """Seconds by what is done for one model, with the default recipe's settings, each phase after its model is loaded."""
+    """Seconds by what is done for one model, with the default recipe's settings, each phase after its model is loaded.
+
+    Medians over ``REPEATS`` of answering and scoring; everything else once.
+    """
     from pipelines.config import load
     from pipelines.context import Worker, make_deterministic
     from pipelines.data.schemas import DEMONSTRATIONS, PHRASINGS, PROMPTS
@@ -83,14 +88,17 @@ def model(artifacts: Path, name: str) -> dict[str, Any]:
     job = answers.Job(folder, sft, artifacts / "base", artifacts / "reward", evaluate.generation, evaluate.answers,
                       evaluate.precision, 1)  # fmt: skip
     loaded = _without_loading(answers)
-    clock = Clock()
-    worker = Worker(0, 1, "cpu", clock)  # type: ignore[arg-type]
     asked = [answers.Prompt(id_, text) for id_, text in zip(test["id"], test["prompt"], strict=True)]
     loaded(job)
-    clock.last = time.perf_counter()
-    rows = answers.answer(job, asked, worker)
-    seconds = {key: clock.seconds[key] for key in ("greedy answers", "sampled answers", "reward model")}
-    readings = clock.seconds["log-probabilities"]
+    repeats = []
+    for _ in range(REPEATS):
+        clock = Clock()
+        worker = Worker(0, 1, "cpu", clock)  # type: ignore[arg-type]
+        rows = answers.answer(job, asked, worker)
+        repeats.append(clock.seconds)
+    known = {key: statistics.median(one[key] for one in repeats) for key in repeats[0]}
+    seconds = {key: known[key] for key in ("greedy answers", "sampled answers", "reward model")}
+    readings = known["log-probabilities"]
     share = 1.0 if name == "sft" else 0.5  # equal passes over equal answers: the base model's, and for a policy SFT's
     seconds |= {"base model": readings * share, "KL to SFT": readings * (1 - share)}
     drawn = [row for row in rows if row["answer"] != "greedy"]
@@ -115,7 +123,10 @@ def model(artifacts: Path, name: str) -> dict[str, Any]:
 
 
 def _without_loading(module: Any) -> Any:
-    """Loads a job's models once and lets ``answer`` find them loaded: reading files is no part of scoring."""
+    """Loads a job's models once and lets ``answer`` find them loaded: reading files is no part of scoring.
+
+    Weights are mapped from their files, so each is touched.
+    """
     causal, reward = module.load_causal_lm, module.load_members
     kept: dict[Any, Any] = {}
 
@@ -123,6 +134,8 @@ def _without_loading(module: Any) -> Any:
         for folder in {job.policy, job.sft, job.base}:
             kept[folder] = causal(folder, "cpu")
         kept[job.reward] = reward(job.reward, job.sft, "cpu")
+        for one in (*(kept[folder] for folder in {job.policy, job.sft, job.base}), *kept[job.reward]):
+            sum(float(weight.sum()) for weight in one.parameters())
         module.load_causal_lm = lambda folder, device: kept[folder]
         module.load_members = lambda folder, sft, device: kept[folder]
 
