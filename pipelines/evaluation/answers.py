@@ -126,9 +126,11 @@ class _Work:
     def __init__(self, job: Job, worker: Worker, asked: list[list[int]], repeated: list[list[int]], tokenizer: Any) -> None:
         self.job, self.worker, self.asked, self.repeated, self.tokenizer = job, worker, asked, repeated, tokenizer
         self.size = job.generation.batch_size
-        of_prompts = (job.policy != job.sft) + (0 if job.brief else 2)
-        self.done = 0
-        self.total = of_prompts * math.ceil(len(asked) / self.size) + 2 * math.ceil(len(repeated) / self.size)
+        self.read = math.ceil(self.size / 2)  # a row read is many tokens, enough for the products, and fewer rows pad less
+        drawn, greedy = math.ceil(len(repeated) / self.size), 0 if job.brief else math.ceil(len(asked) / self.size)
+        readings = (job.policy != job.sft) + (not job.brief)
+        read = readings * math.ceil(len(asked) / self.read) + math.ceil(len(repeated) / self.read)
+        self.done, self.total = 0, greedy + drawn + read
 
     def drawn(self, model: Any, asked: list[list[int]], seeds: list[int] | None) -> list[_Drawn]:
         """Answers to ``asked``: greedy without seeds."""
@@ -141,7 +143,8 @@ class _Work:
             made = sample(model, eos, pad, prompts, *how, greedy=not seeds, read=True)
             return [_Drawn(*answer) for answer in zip(made.tokens, made.ended, made.own, made.entropies, strict=True)]
 
-        return self._batched([len(prompt) for prompt in asked], draw, "greedy answers" if seeds is None else "sampled answers")
+        lengths = [len(prompt) for prompt in asked]
+        return self._batched(lengths, self.size, draw, "greedy answers" if seeds is None else "sampled answers")
 
     def scored(self, model: Any, drawn: list[_Drawn], temperature: float) -> list[list[float]]:
         """The log-probability that a language model gives each token of the answers, in nats."""
@@ -151,11 +154,11 @@ class _Work:
         def read(prompts: list[int]) -> list[list[list[float]]]:
             rows = [prompt * each + number for prompt in prompts for number in range(each)]
             asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
-            found = response_logprobs(model, asked, answers, temperature, self.job.precision, self.size)
+            found = response_logprobs(model, asked, answers, temperature, self.job.precision, self.read)
             return [[one.tolist() for one in found[start : start + each]] for start in range(0, len(rows), each)]
 
         with half_linears(model, self.job.precision):  # once, not a batch at a time
-            of_prompts = self._batched([len(prompt) for prompt in self.asked], read, "log-probabilities")
+            of_prompts = self._batched([len(prompt) for prompt in self.asked], self.read, read, "log-probabilities")
         return [logprobs for answers in of_prompts for logprobs in answers]
 
     def rewarded(self, members: list[RewardModel], drawn: list[_Drawn]) -> list[float]:
@@ -163,14 +166,14 @@ class _Work:
 
         def judge(rows: list[int]) -> list[float]:
             asked, answers = [self.repeated[row] for row in rows], [drawn[row].tokens for row in rows]
-            return score_members(members, asked, answers, self.size, self.job.precision).mean(0).tolist()
+            return score_members(members, asked, answers, self.read, self.job.precision).mean(0).tolist()
 
         lengths = [len(asked) + len(answer.tokens) for asked, answer in zip(self.repeated, drawn, strict=True)]
-        return self._batched(lengths, judge, "reward model")
+        return self._batched(lengths, self.read, judge, "reward model")
 
-    def _batched(self, lengths: list[int], function: Callable[[list[int]], list[T]], note: str) -> list[T]:
+    def _batched(self, lengths: list[int], size: int, function: Callable[[list[int]], list[T]], note: str) -> list[T]:
         results: dict[int, T] = {}
-        for rows in batches_of_like_length(lengths, self.size):
+        for rows in batches_of_like_length(lengths, size):
             results |= dict(zip(rows, function(rows), strict=True))
             self.done += 1
             self.worker.journal.log(self.done, self.total, note=note)

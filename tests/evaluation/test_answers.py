@@ -62,9 +62,9 @@ def test_rows_are_whole_and_in_the_order_of_the_prompts(job: Job, tmp_path: Path
     assert (
         table.loc[table["answer"] != "greedy", ["reward", "logprob", "logprob_sft", "base_nll", "entropy"]].notna().all(axis=None)
     )
-    lines, _ = read_from(tmp_path / "journal", 0)  # 4 prompts in 2 batches: greedy, two readings; 12 answers in 4: drawn, scored
-    assert [line["step"] for line in lines] == list(range(1, 15))
-    assert {line["total"] for line in lines} == {14}
+    lines, _ = read_from(tmp_path / "journal", 0)  # batches of 3, read by 2: 2 greedy, 4 drawn, twice 2 read, 6 scored
+    assert [line["step"] for line in lines] == list(range(1, 17))
+    assert {line["total"] for line in lines} == {16}
 
 
 def test_the_answers_do_not_depend_on_the_shards(job: Job) -> None:
