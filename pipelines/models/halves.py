@@ -52,8 +52,9 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
 
 def _packs(weight: torch.Tensor) -> bool:
     """Whether there is such an order here, and the weights are enough (LoRA's are not) to gain from it."""
-    known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and known and weight.numel() >= PACKED_FROM
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or weight.numel() < PACKED_FROM:
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _packed(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
