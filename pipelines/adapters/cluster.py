@@ -122,6 +122,7 @@ class Rays:
                 return
             if attempt > MAX_FAILURES:
                 raise RuntimeError(f"workers died {attempt} times, the last time with: {failure}")
+            _free_places()
             print(f"warning: a worker died ({failure}); going on from the newest checkpoint", file=sys.stderr, flush=True)
 
     def _fit(self, config: dict[str, Any], scratch: Path) -> str | None:
@@ -202,6 +203,21 @@ class Rays:
 
         runtime = self.runtime
         return Frame(Path.cwd(), self.journal, threads_of(runtime), torch.initial_seed(), runtime.gpus_per_worker, runtime.shard)
+
+
+def _free_places() -> None:
+    """Give back the CPUs that a worker group of this process still has after its end.
+
+    Ray Train forgets the placement group of a group of which a worker has died while it started; the next would wait for it.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    job = ray.get_runtime_context().get_job_id()  # the end of the names of all that this process has made
+    for name, known in placement_group_table().items():
+        if name.endswith(job) and known["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def _unless_interrupted(call: Callable[[], str | None]) -> str | None:
