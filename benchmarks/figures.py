@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -37,8 +42,6 @@ def drawn() -> dict[Path, str]:
 
 def over_optimisation(result: dict[str, Any]) -> dict[str, str]:
     """Proxy (dashed) and gold (solid) against sqrt(KL), gains over SFT in standard deviations, a colour a seed."""
-    from matplotlib.axes import Axes
-
     from pipelines.evaluation.svg import SERIES, render
 
     seeds = sorted(result["seeds"].items(), key=lambda item: int(item[0]))
@@ -61,8 +64,6 @@ def over_optimisation(result: dict[str, Any]) -> dict[str, str]:
 
 def iterate(result: dict[str, Any]) -> dict[str, str]:
     """Gold against KL: the rounds of the loop (solid), and the snapshots of the single round (dashed), a colour a seed."""
-    from matplotlib.axes import Axes
-
     from pipelines.evaluation.svg import SERIES, render
 
     seeds = sorted(result["seeds"].items(), key=lambda item: int(item[0]))
@@ -78,7 +79,95 @@ def iterate(result: dict[str, Any]) -> dict[str, str]:
     return {"iterate": render("iterate", "Rounds (solid) and a single round (dashed)", paint, legend=len(seeds))[0]}
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {"iterate": iterate, "over_optimisation": over_optimisation}
+def policies(name: str, title: str) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """Win rate against KL, a colour an entry of the recipe, a point a seed with its 95 % interval."""
+
+    def draw(result: dict[str, Any]) -> dict[str, str]:
+        from pipelines.evaluation.svg import NEUTRAL, SERIES, render
+
+        seeds = list(result["seeds"].values())
+
+        def paint(axes: Axes) -> None:
+            axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
+            for place, entry in enumerate(seeds[0]):
+                runs = [seed[entry] for seed in seeds]
+                ends = [[abs(run["win_rate_ci"][end] - run["win_rate"]) for run in runs] for end in (0, 1)]
+                kl, rates = ([run[key] for run in runs] for key in ("kl", "win_rate"))
+                colour, marker = SERIES[place % len(SERIES)], "os^D"[place // len(SERIES)]
+                axes.errorbar(kl, rates, yerr=ends, fmt=marker, color=colour, markersize=4.5, elinewidth=0.7, label=entry)
+            axes.set(xlabel="KL to SFT (nats a sequence)", ylabel="win rate against SFT")
+
+        return {name: render(name, title, paint, legend=len(seeds[0]))[0]}
+
+    return draw
+
+
+def soft_prompts(result: dict[str, Any]) -> dict[str, str]:
+    """What length and beginning change, against the model's size: the mean over seeds, and their range."""
+    from pipelines.evaluation.svg import NEUTRAL, SERIES, render
+
+    cost = {(entry["model"], entry["prompt"], entry["seed"]): entry["nats"] for entry in result["entries"]}
+    size = {entry["model"]: entry["parameters"] for entry in result["entries"] if "parameters" in entry}
+    seeds = sorted({seed for _, _, seed in cost})
+    others = {"1, vocabulary": "1 vector", "4, vocabulary": "4 vectors", "16, random": "random", "16, text": "text"}
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0.0, color=NEUTRAL, linewidth=0.8)
+        for colour, (prompt, label) in zip(SERIES, others.items(), strict=False):
+            gaps = [[cost[model, prompt, seed] - cost[model, "16, vocabulary", seed] for seed in seeds] for model in size]
+            _means(axes, gaps, colour, label)
+        axes.set_xticks(range(len(size)), [f"{parameters / 1e6:.1f}" for parameters in size.values()])
+        axes.set(xlabel="million parameters", ylabel="nats a token")
+
+    title = "Soft prompts, less 16 vectors from the vocabulary"
+    return {"soft_prompts": render("soft_prompts", title, paint, legend=len(others))[0]}
+
+
+def mixtures(result: dict[str, Any]) -> dict[str, str]:
+    """What held-out answers cost along each knob of the mixture: the mean over seeds, and their range."""
+    from pipelines.evaluation.svg import SERIES, render
+
+    knobs = {
+        "tasks": {"0": "not tuned", "1": "1 task", "3": "3 tasks", "6": "6 tasks"},
+        "templates": {"1": "1 template a task", "3": "3 templates a task", "all": "6 tasks"},
+        "temperature": {"1": "temperature 1", "2": "temperature 2", "8": "temperature 8"},
+    }
+    kinds = {"held_out_tasks": "held-out tasks", "held_out_templates": "held-out templates"}
+
+    def paint(axes: Axes, knob: str) -> None:
+        for colour, (kind, label) in zip(SERIES, kinds.items(), strict=False):
+            names = knobs[knob].values()
+            costs = [[entry[kind] for entry in result["entries"] if entry["mixture"] == name] for name in names]
+            _means(axes, costs, colour, label)
+        axes.set_xticks(range(len(knobs[knob])), list(knobs[knob]))
+        axes.set(xlabel=knob, ylabel="nats a token")
+
+    return {
+        f"mixtures_{knob}": render(
+            f"mixtures_{knob}", f"Held-out answers and the mixture's {knob}", partial(paint, knob=knob), legend=len(kinds)
+        )[0]
+        for knob in knobs
+    }
+
+
+def _means(axes: Axes, values: list[list[float]], colour: str, label: str) -> None:
+    """A line through the means of several seeds' values, one a place from 0 on, with their range."""
+    means = [statistics.mean(own) for own in values]
+    below = [mean - min(own) for mean, own in zip(means, values, strict=True)]
+    above = [max(own) - mean for mean, own in zip(means, values, strict=True)]
+    axes.errorbar(
+        range(len(means)), means, yerr=[below, above], fmt="o-", color=colour, markersize=3.5, elinewidth=0.8, label=label
+    )
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
+    "betas": policies("betas", "Three betas of DPO"),
+    "iterate": iterate,
+    "methods": policies("methods", "The methods on the default recipe"),
+    "mixtures": mixtures,
+    "over_optimisation": over_optimisation,
+    "soft_prompts": soft_prompts,
+}
 
 
 if __name__ == "__main__":
