@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from pipelines.config import Sft
 from pipelines.models.adapters import add_adapter
@@ -67,3 +68,31 @@ def test_packed_weights_give_the_same_products(precision: str, rows: tuple[int, 
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=0, atol=0 if precision == "bf16" else 1e-6)
     assert not any("forward" in vars(layer) for layer in layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_a_packed_layer_has_its_adapter_as_long_as_that_is_on(precision: str) -> None:
+    """W x + (alpha / r) B A x, in float64 by hand; without the adapter W x alone; after the block PEFT's own call again."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(256, 512))
+    config = LoraConfig(r=8, lora_alpha=24, target_modules=["0"], init_lora_weights=False)
+    model, given = get_peft_model(plain, config), torch.randn(3, 1, 256)
+    layer = model.base_model.model[0]
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    rounded = [part.to(kind).double() for part in (given, layer.base_layer.weight, layer.base_layer.bias)]
+    x, weight, bias = rounded
+    down, up = (part["default"].weight.to(kind).double() for part in (layer.lora_A, layer.lora_B))
+    alone = x @ weight.T + bias
+    error = 2e-2 if precision == "bf16" else 1e-6
+    with half_linears(model, precision), autocast(precision, "cpu"):
+        with packed_linears(model):
+            assert "forward" in vars(layer)
+            found = model(given)
+        with model.disable_adapter(), packed_linears(model):
+            assert "forward" not in vars(layer)
+            torch.testing.assert_close(model(given).double(), alone, rtol=error, atol=error)
+        torch.testing.assert_close(found.double(), alone + 3.0 * x @ down.T @ up.T, rtol=error, atol=error)
+        torch.testing.assert_close(found, model(given), rtol=error, atol=2 * error)
+    assert found.dtype == kind
+    assert "forward" not in vars(layer)
