@@ -17,7 +17,7 @@ from typing import Any
 
 from common import ROOT, facts, save
 
-SHOWN = ("method", "win_rate", "win_rate_ci", "gold_mean", "kl")
+SHOWN = ("method", "win_rate", "win_rate_ci", "length_controlled_win_rate", "gold_mean", "kl", "eos_rate")
 
 
 def main() -> None:

@@ -220,21 +220,26 @@ def over_optimisation(result: dict[str, Any]) -> str:
 
 
 def policies(result: dict[str, Any]) -> str:
-    """A row a policy of a recipe: means over the seeds, with the lowest win rate of any seed."""
+    """A row a policy of a recipe: one seed with its interval, or means over seeds with the lowest win rate of any."""
     seeds = list(result["seeds"].values())
-    rows = ["| entry | method | win rate against SFT (lowest seed) | gold reward | KL (nats) | training (s) | peak memory (GB) |",
-            "|" + "---|" * 7]  # fmt: skip
+    spread = "lowest seed" if len(seeds) > 1 else "95 % interval"
+    rows = [f"| entry | method | win rate against SFT ({spread}) | at equal lengths | gold reward | KL (nats) "
+            "| answers that end | training (s) | peak memory (GB) |", "|" + "---|" * 9]  # fmt: skip
+    figures = ("win_rate", "length_controlled_win_rate", "gold_mean", "kl", "eos_rate")
     for entry in seeds[0]:
         runs = [seed[entry] for seed in seeds]
-        mean = {key: statistics.mean(run[key] for run in runs) for key in ("win_rate", "gold_mean", "kl")}
+        mean = {key: statistics.mean(run[key] for run in runs) for key in figures}
+        low, high = runs[0]["win_rate_ci"]
+        least = f"{min(run['win_rate'] for run in runs):.3f}" if len(runs) > 1 else f"{low:.3f} to {high:.3f}"
         trained = [run for run in runs if run["seconds"] is not None]
         took = f"{statistics.mean(run['seconds'] for run in trained):.0f}" if trained else ""
         memory = f"{max(run['peak_rss_bytes'] for run in trained) / 1e9:.2f}" if trained else ""
         rows.append(
-            f"| {entry} | {runs[0]['method']} | {mean['win_rate']:.3f} ({min(run['win_rate'] for run in runs):.3f}) "
-            f"| {mean['gold_mean']:.3f} | {mean['kl']:.2f} | {took} | {memory} |"
+            f"| {entry} | {runs[0]['method']} | {mean['win_rate']:.3f} ({least}) | {mean['length_controlled_win_rate']:.3f} "
+            f"| {mean['gold_mean']:.3f} | {mean['kl']:.2f} | {mean['eos_rate']:.2f} | {took} | {memory} |"
         )
-    return "\n".join(rows) + f"\n\nMeans over {len(seeds)} seeds. {_provenance(result)}\n"
+    said = f"Means over {len(seeds)} seeds." if len(seeds) > 1 else f"Seed {next(iter(result['seeds']))}."
+    return "\n".join(rows) + f"\n\n{said} {_provenance(result)}\n"
 
 
 def soft_prompts(result: dict[str, Any]) -> str:
