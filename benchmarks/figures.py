@@ -150,19 +150,38 @@ def mixtures(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _means(axes: Axes, values: list[list[float]], colour: str, label: str) -> None:
-    """A line through the means of several seeds' values, one a place from 0 on, with their range."""
+def maxmin(result: dict[str, Any]) -> dict[str, str]:
+    """Each group's win rate, and that of whichever is worst off: the mean over seeds, and their range, a colour a policy."""
+    from pipelines.evaluation.svg import NEUTRAL, SERIES, render
+
+    groups = list(result["groups"])
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
+        for colour, policy, style in zip(SERIES, ("single", "maxmin"), ("o", "D"), strict=False):
+            rates = [run["policies"][policy]["win_rate"] for run in result["seeds"].values()]
+            own = [[rate[group] for rate in rates] for group in groups]
+            _means(axes, [*own, [min(rate.values()) for rate in rates]], colour, policy, style)
+        axes.set_xticks(range(len(groups) + 1), [*groups, "worst off"])
+        axes.set(ylabel="win rate against SFT, own judge")
+
+    return {"maxmin": render("maxmin", "One reward model, and one a group", paint, legend=2)[0]}
+
+
+def _means(axes: Axes, values: list[list[float]], colour: str, label: str, style: str = "o-") -> None:
+    """The means of several seeds' values, one a place from 0 on, with their range."""
     means = [statistics.mean(own) for own in values]
     below = [mean - min(own) for mean, own in zip(means, values, strict=True)]
     above = [max(own) - mean for mean, own in zip(means, values, strict=True)]
     axes.errorbar(
-        range(len(means)), means, yerr=[below, above], fmt="o-", color=colour, markersize=3.5, elinewidth=0.8, label=label
+        range(len(means)), means, yerr=[below, above], fmt=style, color=colour, markersize=3.5, elinewidth=0.8, label=label
     )
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "betas": policies("betas", "Three betas of DPO"),
     "iterate": iterate,
+    "maxmin": maxmin,
     "methods": policies("methods", "The methods on the default recipe"),
     "mixtures": mixtures,
     "over_optimisation": over_optimisation,
