@@ -64,8 +64,10 @@ def measured(seed: int) -> dict[str, Any]:
 
 
 def copied(clone: Path) -> None:
-    """HEAD's code, with the tracked files as they are now."""
+    """HEAD's code, with the tracked files as they are now; the loop commits, so somebody must be its author."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    for key, value in (("user.name", "prefloop"), ("user.email", "prefloop@localhost")):
+        git(clone, "config", key, value)
     for file in git(ROOT, "ls-files").split():
         if (ROOT / file).is_file():
             shutil.copy2(ROOT / file, clone / file)
