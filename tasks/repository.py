@@ -94,6 +94,17 @@ def git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def check_author(root: Path) -> None:
+    """Refuse to begin what ends in a commit where git does not know its author, rather than fail after the training."""
+    try:
+        git(root, "var", "GIT_COMMITTER_IDENT")
+    except EnvironmentFault as error:
+        raise EnvironmentFault(
+            f"{root}: what is made here is committed, and git does not know by whom: `git config user.name NAME` and"
+            " `git config user.email ADDRESS`"
+        ) from error
+
+
 def track(root: Path, path: Path, facts: dict[str, str]) -> None:
     """``dvc add`` a file or folder of the project; ``facts`` stand in its note ``PATH.dvc``, which is what git commits.
 

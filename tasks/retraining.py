@@ -22,7 +22,9 @@ def prepare(root: Path, worktree: Path = WORKTREE) -> Path:
     """The worktree: HEAD's code, the present parameters and data of this folder, the results of the last time.
 
     A person's own work in the folder is not touched, and what is edited there meanwhile does not change the run.
+    Raises EnvironmentFault where git could not commit in it.
     """
+    repository.check_author(root)
     folder = root / worktree
     lock = folder / "dvc.lock" if (folder / "dvc.lock").exists() else root / "dvc.lock"
     known = lock.read_bytes() if lock.exists() else None

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pipelines.errors import EnvironmentFault
 from tasks import registry, retraining
 from tests.project import Project
 from tests.registry import house
@@ -89,3 +90,16 @@ def test_ticks_that_were_slept_over_are_caught_up_once(project: Project) -> None
     assert all(why.startswith("the run that started at ") for why in due)
     assert retraining.caught_up(project.folder, datetime.now(UTC) + timedelta(seconds=1)) == "", "the next tick counts"
     assert retraining.caught_up(project.folder, None) == "", "by hand: always"
+
+
+def test_nothing_is_trained_that_git_could_not_commit(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.git("config", "user.useConfigOnly", "true")
+    for variable in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(project.folder.parent))
+    with pytest.raises(EnvironmentFault, match="git does not know by whom: `git config user.name NAME`"):
+        retraining.prepare(project.folder)
+    assert not (project.folder / retraining.WORKTREE).exists()
+    project.git("config", "user.name", "t")
+    project.git("config", "user.email", "t@example.org")
+    assert (retraining.prepare(project.folder) / "params.yaml").exists()
