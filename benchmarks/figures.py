@@ -86,10 +86,11 @@ def policies(name: str, title: str) -> Callable[[dict[str, Any]], dict[str, str]
         from pipelines.evaluation.svg import NEUTRAL, SERIES, render
 
         seeds = list(result["seeds"].values())
+        compared = [entry for entry, run in seeds[0].items() if "win_rate" in run]
 
         def paint(axes: Axes) -> None:
             axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
-            for place, entry in enumerate(seeds[0]):
+            for place, entry in enumerate(compared):
                 runs = [seed[entry] for seed in seeds]
                 ends = [[abs(run["win_rate_ci"][end] - run["win_rate"]) for run in runs] for end in (0, 1)]
                 kl, rates = ([run[key] for run in runs] for key in ("kl", "win_rate"))
@@ -97,7 +98,7 @@ def policies(name: str, title: str) -> Callable[[dict[str, Any]], dict[str, str]
                 axes.errorbar(kl, rates, yerr=ends, fmt=marker, color=colour, markersize=4.5, elinewidth=0.7, label=entry)
             axes.set(xlabel="KL to SFT (nats a sequence)", ylabel="win rate against SFT")
 
-        return {name: render(name, title, paint, legend=len(seeds[0]))[0]}
+        return {name: render(name, title, paint, legend=len(compared))[0]}
 
     return draw
 

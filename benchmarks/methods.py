@@ -15,6 +15,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pandas as pd
 from common import ROOT, facts, save
 
 SHOWN = ("method", "win_rate", "win_rate_ci", "length_controlled_win_rate", "gold_mean", "kl", "eos_rate")
@@ -41,7 +42,10 @@ def main() -> None:
 
 
 def record(seed: int) -> dict[str, Any]:
-    """One seed: each policy's figures from the report, and what its training took (nothing, where DVC had it from before)."""
+    """One seed: each policy's figures from the report, and what its training took (nothing, where DVC had it from before).
+
+    Beside them the best of n of the SFT model's answers by the reward model, n as many as were compared.
+    """
     folder = ROOT / ".runs" / "worktrees" / f"seed-{seed}"
     report = json.loads((folder / "artifacts" / "report" / "metrics.json").read_text(encoding="utf-8"))
     found = {}
@@ -49,6 +53,8 @@ def record(seed: int) -> dict[str, Any]:
         file = folder / ".runs" / f"policy@{name}" / "last.json"
         took = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         found[name] = {key: policy[key] for key in SHOWN} | {key: took.get(key) for key in ("seconds", "peak_rss_bytes")}
+    most = pd.read_csv(folder / "artifacts" / "evaluations" / "sft" / "optimisation.csv").iloc[-1]
+    found[f"best of {most['step']:.0f}"] = {"method": "none, SFT", "gold_mean": most["gold"], "kl": most["kl"]}
     return found
 
 

@@ -225,21 +225,22 @@ def policies(result: dict[str, Any]) -> str:
     spread = "lowest seed" if len(seeds) > 1 else "95 % interval"
     rows = [f"| entry | method | win rate against SFT ({spread}) | at equal lengths | gold reward | KL (nats) "
             "| answers that end | training (s) | peak memory (GB) |", "|" + "---|" * 9]  # fmt: skip
-    figures = ("win_rate", "length_controlled_win_rate", "gold_mean", "kl", "eos_rate")
     for entry in seeds[0]:
         runs = [seed[entry] for seed in seeds]
-        mean = {key: statistics.mean(run[key] for run in runs) for key in figures}
-        low, high = runs[0]["win_rate_ci"]
-        least = f"{min(run['win_rate'] for run in runs):.3f}" if len(runs) > 1 else f"{low:.3f} to {high:.3f}"
-        trained = [run for run in runs if run["seconds"] is not None]
-        took = f"{statistics.mean(run['seconds'] for run in trained):.0f}" if trained else ""
-        memory = f"{max(run['peak_rss_bytes'] for run in trained) / 1e9:.2f}" if trained else ""
-        rows.append(
-            f"| {entry} | {runs[0]['method']} | {mean['win_rate']:.3f} ({least}) | {mean['length_controlled_win_rate']:.3f} "
-            f"| {mean['gold_mean']:.3f} | {mean['kl']:.2f} | {mean['eos_rate']:.2f} | {took} | {memory} |"
-        )
+        rates = [run["win_rate"] for run in runs if "win_rate" in run]
+        least = f"{min(rates):.3f}" if len(rates) > 1 else " to ".join(f"{end:.3f}" for end in runs[0].get("win_rate_ci", ()))
+        digits = {"length_controlled_win_rate": 3, "gold_mean": 3, "kl": 2, "eos_rate": 2, "seconds": 0}
+        cells = [f"{statistics.mean(rates):.3f} ({least})" if rates else "", *(_mean(runs, *item) for item in digits.items())]
+        memory = [run["peak_rss_bytes"] / 1e9 for run in runs if run.get("peak_rss_bytes")]
+        rows.append(f"| {entry} | {runs[0]['method']} | {' | '.join(cells)} | {f'{max(memory):.2f}' if memory else ''} |")
     said = f"Means over {len(seeds)} seeds." if len(seeds) > 1 else f"Seed {next(iter(result['seeds']))}."
     return "\n".join(rows) + f"\n\n{said} {_provenance(result)}\n"
+
+
+def _mean(runs: list[dict[str, Any]], key: str, digits: int) -> str:
+    """The mean of those runs that have it."""
+    known = [run[key] for run in runs if run.get(key) is not None]
+    return f"{statistics.mean(known):.{digits}f}" if known else ""
 
 
 def soft_prompts(result: dict[str, Any]) -> str:
