@@ -13,6 +13,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+WRITTEN = (":!README.md", ":!docs", ":!benchmarks/results")
+"""What the benchmarks themselves write, no part of what is measured; one that saves after each seed has changed it before."""
 
 
 def facts(command: str) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def facts(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)),
         "cores": os.cpu_count(),
         "processor": _processor(),
         "python": platform.python_version(),
