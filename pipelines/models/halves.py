@@ -1,7 +1,8 @@
 """Linear layers whose weights are rounded to bfloat16 once, where autocast would round them at every call.
 
-The numbers are autocast's own, bit for bit; what is saved is the reading and writing of the float32 weights: half of the
-time of sampling, token by token, and a fifth of a training step with an adapter on frozen weights.
+The numbers are autocast's own, bit for bit (but for an adapter's part in ``packed_linears``); what is saved is the reading and
+writing of the float32 weights: half of the time of sampling, token by token, and a fifth of a training step with an adapter
+on frozen weights.
 """
 
 from __future__ import annotations
